@@ -1,0 +1,89 @@
+/**
+ * Every error that patchcord raises on purpose, in one table. Code branches on `code`, never on a
+ * message; the HTTP status, the exit code of the command line and the hint follow from the code.
+ *
+ * `status` is what a client of the open port sees, where the error can reach one. `exit` is the exit
+ * code of docs/contracts (0 done, 1 failed, 2 usage, 3 refused, 4 not reachable, 5 verification).
+ */
+export const ERRORS = {
+  'usage': { status: 400, exit: 2, hint: 'see `patchcord --help`' },
+  'bad-env': { status: 500, exit: 2, hint: 'compare it with docs/env.schema.json' },
+  'bad-state': { status: 500, exit: 1, hint: 'restore the file from a backup, or move it away and start again' },
+  'unsafe-mode': { status: 500, exit: 1, hint: 'nobody but you may read it: chmod 600 the file, chmod 700 its folder' },
+  'unreadable': { status: 500, exit: 1, hint: 'check that the path exists and that you may read it' },
+  'disk-full': { status: 507, exit: 1, hint: 'make room on the disk, then run the command again' },
+  'changed-while-read': { status: 500, exit: 1, hint: 'add it again once nothing writes to it' },
+  'port-in-use': { status: 500, exit: 1, hint: 'choose another port with --listen, or end the program that has it' },
+  'already-running': { status: 500, exit: 1, hint: 'one `patchcord up` per home folder; use --home for a second device' },
+  'socket-path-too-long': { status: 500, exit: 2, hint: 'choose a shorter --home' },
+  'no-ca-key': { status: 500, exit: 1, hint: 'do this on the device that holds the user CA' },
+  'bad-certificate': { status: 500, exit: 5, hint: 'ask for a fresh bundle: patchcord identity --export bundle.pem' },
+  'refused': { status: 403, exit: 3, hint: 'see `patchcord explain`' },
+  'not-canonical': { status: 400, exit: 3, hint: 'send the request in its plain form' },
+  'foreign-origin': { status: 403, exit: 3, hint: 'this port does not answer pages of other sites' },
+  'not-admitted': { status: 403, exit: 3, hint: 'trust the device first' },
+  'not-found': { status: 404, exit: 1, hint: 'check the name; what was not granted does not exist either' },
+  'method-not-allowed': { status: 405, exit: 3, hint: 'see the Allow header' },
+  'already-exists': { status: 412, exit: 1, hint: 'choose another name' },
+  'conflict': { status: 409, exit: 1, hint: 'fetch the newest revision and try again' },
+  'length-required': { status: 411, exit: 3, hint: 'send a Content-Length' },
+  'too-large': { status: 413, exit: 3, hint: 'send less at once' },
+  'unsupported-media': { status: 415, exit: 3, hint: 'send application/json, without Content-Encoding' },
+  'range': { status: 416, exit: 1, hint: 'ask for a range inside the file' },
+  'too-many': { status: 429, exit: 4, hint: 'wait until earlier requests have ended' },
+  'unreachable': { status: 502, exit: 4, hint: 'check the cable and the address, then `patchcord doctor`' },
+  'not-running': { status: 502, exit: 4, hint: 'start the service: patchcord up' },
+  'upstream-down': { status: 502, exit: 4, hint: 'check that CouchDB runs at the address given' },
+  'upstream-slow': { status: 504, exit: 4, hint: 'CouchDB did not answer in time; try again' },
+  'verification': { status: 500, exit: 5, hint: 'the source sent bytes that do not match the content ID; get it from another device' },
+  'stopped': { status: 503, exit: 4, hint: 'the service is stopping' },
+  'internal': { status: 500, exit: 1, hint: 'this is a defect of patchcord; the log has the details' },
+} as const satisfies Record<string, { status: number, exit: 0 | 1 | 2 | 3 | 4 | 5, hint: string }>
+
+export type ErrorCode = keyof typeof ERRORS
+
+/** An error with a code of the table. `message` names the thing and the problem, in lower case; `hint`
+ * says the next step. Neither ever holds a secret. */
+export class PatchcordError extends Error {
+  override readonly name = 'PatchcordError'
+  readonly code: ErrorCode
+  readonly hint: string
+
+  constructor (code: ErrorCode, message: string, options: { hint?: string, cause?: unknown } = {}) {
+    super(message, 'cause' in options ? { cause: options.cause } : undefined)
+    this.code = code
+    this.hint = options.hint ?? ERRORS[code].hint
+  }
+
+  get status (): number { return ERRORS[this.code].status }
+  get exit (): number { return ERRORS[this.code].exit }
+}
+
+/** The system's error code (`ENOENT`, `ECONNREFUSED`, …) of anything that was thrown, or undefined. */
+export function systemCode (error: unknown): string | undefined {
+  const code = (error as { code?: unknown } | null)?.code
+  return typeof code === 'string' ? code : undefined
+}
+
+/** The message of anything that was thrown. */
+export function messageOf (error: unknown): string {
+  return error instanceof Error ? error.message : String(error)
+}
+
+/** A file system error as one of ours, naming `path`. Errors of ours pass unchanged. */
+export function fileError (error: unknown, path: string): PatchcordError {
+  if (error instanceof PatchcordError) return error
+  const code = systemCode(error)
+  switch (code) {
+    case 'ENOSPC':
+    case 'EDQUOT':
+      return new PatchcordError('disk-full', `no room left on the disk while writing ${path}`, { cause: error })
+    case 'ENOENT':
+      return new PatchcordError('unreadable', `${path} does not exist`, { cause: error })
+    case 'EACCES':
+    case 'EPERM':
+      return new PatchcordError('unreadable', `${path} cannot be opened: permission denied`, { cause: error })
+    default:
+      return new PatchcordError('unreadable', `${path}: ${messageOf(error)}`, { cause: error })
+  }
+}

@@ -1,0 +1,36 @@
+/** Every limit of the open port, with its default. Durations are milliseconds. The env may replace any
+ * of them (`limits` of docs/env.schema.json); each is a positive integer. */
+export const DEFAULT_LIMITS = {
+  /** From accept to the end of admission. */
+  handshakeMs: 10_000,
+  /** Connections accepted and not yet admitted, over all addresses. */
+  handshakes: 64,
+  /** Token bucket per interface: new connections a second, and how many at once after a pause. */
+  acceptsPerSecond: 256,
+  acceptBurst: 512,
+  /** From a request's first byte to the end of its head. */
+  headMs: 10_000,
+  headers: 64,
+  headBytes: 16_384,
+  /** A keep-alive connection with no request. */
+  idleMs: 75_000,
+  /** A transfer on which no byte moved, in either direction. */
+  stallMs: 30_000,
+  /** The longest silence of a `_changes` feed: a heartbeat of at most this is asked of the upstream. */
+  heartbeatMs: 20_000,
+  /** From the end of a request to the head of the upstream's answer (feeds are exempt). */
+  upstreamMs: 60_000,
+  /** One JSON body or attachment, and how many such bodies at once per whitelist entry. */
+  bodyBytes: 256 * 1024 * 1024,
+  bodies: 2,
+  /** Per whitelist entry, however many devices come in through it. */
+  connectionsPerEntry: 32,
+  requestsPerEntry: 64,
+  feedsPerEntry: 16,
+  /** Checkpoints (`_local` documents) per whitelist entry and database, and the size of one. */
+  checkpoints: 64,
+  checkpointBytes: 65_536,
+} as const satisfies Record<string, number>
+
+export type LimitName = keyof typeof DEFAULT_LIMITS
+export type Limits = Readonly<Record<LimitName, number>>
