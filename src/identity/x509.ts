@@ -1,5 +1,5 @@
 import { PatchcordError } from '../core/errors.js'
-import { DerReader, TAG } from './der.js'
+import { checkDer, DerReader, TAG } from './der.js'
 
 // A strict reading of RFC 5280 certificates, for leaves and authorities alike. It keeps the very bytes that
 // were signed, so that the facts and the signature can never come from two different readings.
@@ -101,7 +101,7 @@ function readExtensions (wrapper: DerReader | undefined): ExtensionFacts {
       case EXTENSION.subjectAltName: facts.uris = readUris(value); break
       case EXTENSION.authorityKeyId: facts.authorityKeyId = readAuthorityKeyId(value); break
       case EXTENSION.subjectKeyId: facts.subjectKeyId = only(value, reader => reader.content(TAG.octetString)); break
-      case EXTENSION.nameConstraints: facts.criticalNameConstraints = critical !== undefined; break
+      case EXTENSION.nameConstraints: checkDer(value); facts.criticalNameConstraints = critical !== undefined; break
       default: if (critical !== undefined) facts.unknownCritical = true
     }
   }
