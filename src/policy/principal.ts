@@ -1,4 +1,6 @@
-import type { DeviceId, UserId } from '../core/ids.js'
+import type { DatabaseName, DeviceId, UserId } from '../core/ids.js'
+
+export type DatabaseAccess = 'none' | 'read' | 'write'
 
 /** What a whitelisted identity may do. Database names are exact or, for own devices alone, end in one `*`. */
 export interface Grant { readonly databases: Readonly<Record<string, 'read' | 'write'>>, readonly files: 'all' | 'referenced' }
@@ -17,4 +19,21 @@ export interface Principal {
   readonly checkpoints: string
   /** When the certificate or the entry ends, milliseconds since 1970. */
   readonly endsAt: number
+}
+
+/** What `principal` may do with `database`. An exact name decides before a pattern, and the longest
+ * pattern before a shorter one; patterns count for own devices alone. */
+export function databaseAccess (principal: Principal, database: DatabaseName): DatabaseAccess {
+  const { databases } = principal.grant
+  if (Object.hasOwn(databases, database)) return databases[database] ?? 'none'
+  if (principal.relation !== 'own') return 'none'
+  let longest = -1
+  let access: DatabaseAccess = 'none'
+  for (const pattern in databases) {
+    if (pattern.endsWith('*') && pattern.length > longest && database.startsWith(pattern.slice(0, -1))) {
+      longest = pattern.length
+      access = databases[pattern] ?? 'none'
+    }
+  }
+  return access
 }

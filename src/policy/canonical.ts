@@ -1,0 +1,222 @@
+import type { DeviceId } from '../core/ids.js'
+
+/**
+ * The canonical form of a request, made once. CouchDB decodes each path segment before it dispatches,
+ * collapses slashes and honours X-HTTP-Method-Override, so matching raw text is never safe: what is not
+ * canonical is refused, and everything after this reads decoded segments and these headers alone.
+ */
+export interface CanonicalRequest {
+  readonly method: string
+  /** Decoded path segments; `/` is the empty list. */
+  readonly segments: readonly string[]
+  /** Whether the path ended in a slash after its last segment. */
+  readonly trailingSlash: boolean
+  /** Decoded query parameters, each name once. */
+  readonly query: ReadonlyMap<string, string>
+  /** Lower-case names; what the Connection header names is not among them. */
+  readonly headers: ReadonlyMap<string, string>
+  /** `length` is undefined for a chunked body. */
+  readonly body: { readonly length: number | undefined } | undefined
+}
+
+/** What came over the wire, as the HTTP parser saw it. */
+export interface RawHead {
+  readonly method: string
+  readonly target: string
+  readonly httpVersion: string
+  /** Names and values by turns, in their order, duplicates kept. */
+  readonly rawHeaders: readonly string[]
+}
+
+export interface Refusal {
+  readonly code: 'not-canonical' | 'foreign-origin'
+  /** The rule that decided, for `explain`, the log and tests. */
+  readonly rule: string
+  readonly reason: string
+}
+
+export type Canonical = { readonly request: CanonicalRequest } | { readonly refusal: Refusal }
+
+/** Parses a request's head, or says what about it is not canonical. `device` gives the names that this
+ * server answers to besides literal addresses. Pure; costs at most one pass over the target and headers. */
+export function canonicalise (head: RawHead, device: DeviceId): Canonical {
+  try {
+    if (head.httpVersion !== '1.1') refuse('http-version', 'only HTTP/1.1 is spoken here')
+    const headers = readHeaders(head.rawHeaders)
+    checkHost(headers, device)
+    const body = readFraming(head.method, headers)
+    const target = readTarget(head.target)
+    checkOrigin(headers)
+    return { request: { method: head.method, ...target, headers, body } }
+  } catch (error) {
+    if (error instanceof NotCanonical) return { refusal: error.refusal }
+    throw error
+  }
+}
+
+class NotCanonical extends Error {
+  readonly refusal: Refusal
+  constructor (refusal: Refusal) {
+    super(refusal.reason)
+    this.refusal = refusal
+  }
+}
+
+function refuse (rule: string, reason: string, code: Refusal['code'] = 'not-canonical'): never {
+  throw new NotCanonical({ code, rule, reason })
+}
+
+// ---- target
+
+// C0, DEL and C1 controls.
+// oxlint-disable-next-line no-control-regex
+const CONTROL = /[\u0000-\u001f\u007f-\u009f]/
+const BAD_ESCAPE = /%(?![0-9A-Fa-f]{2})/
+// oxlint-disable-next-line no-control-regex
+const NOT_VISIBLE_ASCII = /[^\u0021-\u007e]/
+
+function readTarget (target: string): Pick<CanonicalRequest, 'segments' | 'trailingSlash' | 'query'> {
+  if (!target.startsWith('/')) refuse('target-form', 'the target does not start with "/"')
+  if (NOT_VISIBLE_ASCII.test(target)) refuse('target-characters', 'the target holds a character that must be escaped')
+  if (target.includes('\\') || target.includes('#')) refuse('target-characters', 'the target holds "\\" or "#"')
+  if (target.includes('//')) refuse('double-slash', 'the target holds "//"')
+  if (BAD_ESCAPE.test(target)) refuse('percent-escape', 'the target holds an invalid percent escape')
+  const mark = target.indexOf('?')
+  const path = mark === -1 ? target : target.slice(0, mark)
+  const query = mark === -1 ? '' : target.slice(mark + 1)
+  const raw = path.slice(1).split('/')
+  const trailingSlash = path !== '/' && raw.at(-1) === ''
+  if (raw.at(-1) === '') raw.pop()
+  const segments = raw.map(decode)
+  segments.forEach((segment, index) => {
+    checkSegment(segment)
+    if (segment.includes('/') && !mayHoldSlash(segments, index)) refuse('encoded-slash', 'a path segment holds an encoded "/"')
+  })
+  return { segments, trailingSlash, query: readQuery(query) }
+}
+
+function decode (text: string): string {
+  if (!text.includes('%')) return text
+  let decoded: string
+  try {
+    decoded = decodeURIComponent(text)
+  } catch {
+    return refuse('percent-escape', 'the target holds an overlong or invalid UTF-8 escape')
+  }
+  if (CONTROL.test(decoded)) refuse('control-character', 'the target holds an escaped control character')
+  return decoded
+}
+
+/** Dots stay refused however often they are escaped: no upstream may find them by decoding once more. */
+function checkSegment (segment: string): void {
+  if (!segment.includes('.') && !segment.includes('%')) return
+  let text = segment
+  for (let round = 0; round < 4; round++) {
+    for (const part of text.split('/')) {
+      if (part === '.' || part === '..') refuse('dot-segment', 'the path holds a "." or ".." segment')
+    }
+    const next = text.replace(/%2e/gi, '.').replace(/%2f/gi, '/').replace(/%25/g, '%')
+    if (next === text) return
+    text = next
+  }
+}
+
+/** CouchDB allows %2F in a database name and in a document ID, and nowhere else does this port. */
+function mayHoldSlash (segments: readonly string[], index: number): boolean {
+  if (segments[0] !== 'couch') return false
+  if (index === 1 || index === 2) return true
+  return index === 3 && (segments[2] === '_local' || segments[2] === '_design')
+}
+
+function readQuery (text: string): ReadonlyMap<string, string> {
+  const query = new Map<string, string>()
+  if (text === '') return query
+  for (const pair of text.split('&')) {
+    if (pair === '') continue
+    const equals = pair.indexOf('=')
+    // In a query CouchDB reads "+" as a space; it leaves here as %20.
+    const name = decode((equals === -1 ? pair : pair.slice(0, equals)).replaceAll('+', ' '))
+    const value = equals === -1 ? '' : decode(pair.slice(equals + 1).replaceAll('+', ' '))
+    if (query.has(name)) refuse('duplicate-parameter', 'a query parameter is given twice')
+    query.set(name, value)
+  }
+  return query
+}
+
+// ---- headers
+
+/** Headers that several lines may carry; RFC 9110 section 5.3 joins them. */
+const LISTS = new Set(['accept', 'accept-encoding', 'accept-language', 'if-match', 'if-none-match', 'connection', 'cookie', 'via', 'forwarded', 'x-forwarded-for', 'te', 'cache-control', 'pragma'])
+
+function readHeaders (raw: readonly string[]): ReadonlyMap<string, string> {
+  const headers = new Map<string, string>()
+  for (let at = 0; at + 1 < raw.length; at += 2) {
+    const name = raw[at]!.toLowerCase()
+    const value = raw[at + 1]!
+    const before = headers.get(name)
+    if (before === undefined) headers.set(name, value)
+    else if (LISTS.has(name)) headers.set(name, `${before}, ${value}`)
+    else refuse('duplicate-header', `the ${name} header is given twice`)
+  }
+  if (headers.has('x-http-method-override')) refuse('method-override', 'X-HTTP-Method-Override is not honoured here')
+  if (headers.has('upgrade')) refuse('upgrade', 'nothing here can be upgraded')
+  // http-proxy dies of a Trailer header, and nothing here reads trailers.
+  if (headers.has('trailer')) refuse('trailer', 'trailers are not read here')
+  const expect = headers.get('expect')
+  if (expect !== undefined && expect.toLowerCase() !== '100-continue') refuse('expect', 'Expect may be 100-continue alone')
+  const connection = headers.get('connection')
+  if (connection !== undefined) dropHopByHop(headers, connection)
+  return headers
+}
+
+const FRAMING = new Set(['host', 'content-length', 'transfer-encoding', 'expect'])
+
+function dropHopByHop (headers: Map<string, string>, connection: string): void {
+  for (const token of connection.split(',')) {
+    const name = token.trim().toLowerCase()
+    if (FRAMING.has(name)) refuse('connection-header', `Connection names ${name}`)
+    headers.delete(name)
+  }
+}
+
+const IPV4 = /^(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)(?:\.(?!$)|$)){4}$/
+const IPV6 = /^\[[0-9a-f:.]{2,45}(?:%(?:25)?[a-z0-9._-]{1,15})?\]$/i
+const HOST = /^(\[[^\]]*\]|[^:[\]]+)(?::(\d{1,5}))?$/
+
+function checkHost (headers: ReadonlyMap<string, string>, device: DeviceId): void {
+  const parts = HOST.exec(headers.get('host') ?? '')
+  const name = parts?.[1]
+  if (name === undefined) return refuse('host', 'exactly one Host header is needed')
+  const isLiteral = IPV4.test(name) || (IPV6.test(name) && name.split(':').length > 2)
+  if (!isLiteral && name !== SERVER_NAME && name !== `${device}.${SERVER_NAME}`) {
+    refuse('host', 'Host is neither a literal address nor a name of this device')
+  }
+}
+
+/** The one DNS name that the certificates of patchcord may carry (RFC 6761 reserves .invalid). */
+export const SERVER_NAME = 'patchcord.invalid'
+
+function readFraming (method: string, headers: ReadonlyMap<string, string>): CanonicalRequest['body'] {
+  const encoding = headers.get('transfer-encoding')
+  const length = headers.get('content-length')
+  const mayHaveBody = method === 'POST' || method === 'PUT'
+  if (encoding !== undefined) {
+    if (encoding !== 'chunked') refuse('transfer-encoding', 'Transfer-Encoding may be chunked alone')
+    if (!mayHaveBody) refuse('body', `${method} takes no body here`)
+    if (length !== undefined) refuse('framing', 'Content-Length and Transfer-Encoding are both given')
+    return { length: undefined }
+  }
+  if (length === undefined) return mayHaveBody ? { length: 0 } : undefined
+  if (!/^\d{1,15}$/.test(length)) refuse('content-length', 'Content-Length is not a plain number')
+  if (mayHaveBody) return { length: Number(length) }
+  if (Number(length) !== 0) refuse('body', `${method} takes no body here`)
+  return undefined
+}
+
+/** A browser may hold a certificate of ours while it shows somebody else's page. */
+function checkOrigin (headers: ReadonlyMap<string, string>): void {
+  const origin = headers.get('origin')
+  if (origin !== undefined && origin !== `https://${headers.get('host')}`) refuse('origin', 'the Origin is not this server', 'foreign-origin')
+  const site = headers.get('sec-fetch-site')
+  if (site !== undefined && site !== 'none' && site !== 'same-origin') refuse('sec-fetch-site', 'the request comes from another site', 'foreign-origin')
+}
