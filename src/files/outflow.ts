@@ -27,8 +27,12 @@ export class Outflow {
     response.on('close', () => { this.#finish('gone') })
     response.on('error', () => { this.#finish('gone') })
     response.on('finish', () => { this.#finish('whole') })
-    if (response.closed || response.destroyed) this.#finish('gone')
-    else this.#watch()
+    if (response.closed || response.destroyed) {
+      this.#finish('gone')
+    } else {
+      if (response.socket === null) this.#queue()
+      this.#watch()
+    }
   }
 
   /** Bytes whose write was called back. */
@@ -68,6 +72,18 @@ export class Outflow {
     this.#finish('cut')
     this.#response.destroy()
     return this.ending
+  }
+
+  /** A response that waits behind another on its connection has no socket yet, and Node tells it nothing
+   * when the connection ends: it would wait for ever. */
+  #queue (): void {
+    const { socket } = this.#response.req
+    const gone = (): void => { this.#finish('gone') }
+    // As many as a client may pipeline; the limit of requests in flight is the server's.
+    socket.setMaxListeners(0)
+    socket.once('close', gone)
+    this.#response.once('socket', () => { socket.off('close', gone) })
+    if (socket.destroyed) gone()
   }
 
   #finish (ending: Ending): void {
