@@ -44,7 +44,7 @@ export function parseJson<Schema extends v.GenericSchema> (schema: Schema, text:
 
 /** valibot's own messages quote what was received; ours say what is expected alone. */
 function plainMessage (issue: v.BaseIssue<unknown>): string {
-  if (issue.message.startsWith('must ')) return issue.message
+  if (!issue.message.startsWith('Invalid ')) return issue.message
   if (issue.received === 'undefined') return 'is missing'
   return issue.expected === null ? 'is not of the right form' : `must be ${issue.expected.replace(/^Object$/, 'an object').replace(/^Array$/, 'a list').replace(/^string$/, 'a string')}`
 }
