@@ -23,7 +23,7 @@ const GRANTS: Record<string, Grant> = {
 
 const asDevice = (id: string): DeviceId => id as DeviceId
 
-t.test('every certificate of certs/pki.ts is refused by the rule it names, or admitted', t => {
+await t.test('every certificate of certs/pki.ts is refused by the rule it names, or admitted', t => {
   const pki = makePki(NOW)
   const trust = buildTrust({
     userCa: pki.user.pem,
@@ -141,7 +141,7 @@ function whitelistOf ({ own, friend, deadFriend }: World, device: string, { devi
 
 const world = makeWorld()
 
-t.test('admission agrees with the model at every point of the product', t => {
+await t.test('admission agrees with the model at every point of the product', t => {
   const outcomes = new Map<string, number>()
   let points = 0
   const wrong: unknown[] = []
@@ -164,7 +164,7 @@ t.test('admission agrees with the model at every point of the product', t => {
   t.end()
 })
 
-t.test('adding revocations never admits more', t => {
+await t.test('adding revocations never admits more', t => {
   const leaves = [...world.leaves.values()]
   const devices = [...new Set(leaves.map(({ deviceId }) => deviceId))]
   const others = Array.from({ length: 5 }, () => idOf(randomBytes(32)) as DeviceId)
@@ -179,7 +179,7 @@ t.test('adding revocations never admits more', t => {
   t.end()
 })
 
-t.test('dates are judged to the millisecond, by the time that is given', t => {
+await t.test('dates are judged to the millisecond, by the time that is given', t => {
   const key = p256Key()
   const [notBefore, notAfter] = [NOW - DAY, NOW + DAY]
   const leaf = readLeaf(mintLeaf(world.own, key.spki, NOW, { notBefore, notAfter }))
@@ -199,7 +199,7 @@ t.test('dates are judged to the millisecond, by the time that is given', t => {
   t.end()
 })
 
-t.test('a principal has everything that later rooms ask for', t => {
+await t.test('a principal has everything that later rooms ask for', t => {
   const key = p256Key()
   const leaf = readLeaf(mintLeaf(world.friend, key.spki, NOW))
   const id = idOf(key.spki)
@@ -216,7 +216,7 @@ t.test('a principal has everything that later rooms ask for', t => {
   t.end()
 })
 
-t.test('a whitelist that cannot be meant is refused, naming the field', t => {
+await t.test('a whitelist that cannot be meant is refused, naming the field', t => {
   const device = asDevice(idOf(randomBytes(8)))
   const rsaCa = (() => { const key = rsaKey(2048); return mintCa('rsa', NOW, { spki: key.spki, signer: key.privateKey }).pem })()
   const rows: Array<[string, WhitelistEntry[], RegExp, Record<string, Grant>?]> = [
@@ -245,7 +245,7 @@ t.test('a whitelist that cannot be meant is refused, naming the field', t => {
   t.end()
 })
 
-t.test('what was built does not follow its parts', t => {
+await t.test('what was built does not follow its parts', t => {
   const leaf = readLeaf(mintLeaf(world.own, p256Key().spki, NOW))
   const grants = { own: { databases: { a: 'read' as 'read' | 'write' }, files: 'all' as const } }
   const revoked: DeviceId[] = []
@@ -256,7 +256,7 @@ t.test('what was built does not follow its parts', t => {
   t.end()
 })
 
-t.test('names are hints: among many CAs they find the right one, and only it', t => {
+await t.test('names are hints: among many CAs they find the right one, and only it', t => {
   const crowd = Array.from({ length: 40 }, () => mintCa('one name for all', NOW))
   const whitelist = crowd.map((ca, index) => ({ name: `c${index}`, ca: ca.pem, grant: 'friend' }))
   const trust = buildTrust({ userCa: world.own.pem, whitelist, revoked: [], grants: GRANTS })
@@ -275,7 +275,7 @@ t.test('names are hints: among many CAs they find the right one, and only it', t
   t.end()
 })
 
-t.test('a server is the one that was meant, or refused', t => {
+await t.test('a server is the one that was meant, or refused', t => {
   const [device, server] = [asDevice(idOf(p256Key().spki)), p256Key()]
   const extensions = [basicConstraints(false), keyUsage(0), extendedKeyUsage(EKU.serverAuth), uris(`urn:patchcord:${device}`)]
   const leaf = readLeaf(mintLeaf(world.own, server.spki, NOW, { extensions }))
@@ -290,7 +290,7 @@ t.test('a server is the one that was meant, or refused', t => {
   t.end()
 })
 
-t.test('a leaf that nobody read has no signature', t => {
+await t.test('a leaf that nobody read has no signature', t => {
   const leaf = readLeaf(mintLeaf(world.own, p256Key().spki, NOW))
   const trust = buildTrust({ userCa: world.own.pem, whitelist: [], revoked: [], grants: GRANTS })
   t.match(admitClient(trust, leaf, NOW), { relation: 'own' })
@@ -298,7 +298,7 @@ t.test('a leaf that nobody read has no signature', t => {
   t.end()
 })
 
-t.test('the cost does not grow with the whitelist', t => {
+await t.test('the cost does not grow with the whitelist', t => {
   const entries = (count: number): WhitelistEntry[] => Array.from({ length: count }, (_, index) => ({ name: `d${index}`, device: asDevice(idOf(randomBytes(16))), grant: 'friend', ...(index % 2 === 0 ? { ca: world.friend.pem } : {}) }))
   const key = p256Key()
   const leaf = readLeaf(mintLeaf(world.friend, key.spki, NOW))
