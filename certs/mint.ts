@@ -44,7 +44,8 @@ function time (milliseconds: number): Buffer {
   return year >= 1950 && year < 2050 ? der(0x17, Buffer.from(text.slice(2))) : der(0x18, Buffer.from(text))
 }
 
-export interface Extension { readonly id: string, readonly critical?: boolean, readonly value: Uint8Array }
+/** `critical: 'no'` spells the default out, which DER forbids. */
+export interface Extension { readonly id: string, readonly critical?: boolean | 'no', readonly value: Uint8Array }
 
 export const EKU = { clientAuth: '1.3.6.1.5.5.7.3.2', serverAuth: '1.3.6.1.5.5.7.3.1', any: '2.5.29.37.0', codeSigning: '1.3.6.1.5.5.7.3.3' } as const
 
@@ -95,7 +96,7 @@ export function mint ({ subject = nameOf('device'), issuer = nameOf('user'), not
   return sequence(tbs, outerAlgorithm ?? algorithm, bits(sign(hash, tbs, signer)))
 }
 
-const extensionOf = ({ id, critical, value }: Extension): Buffer => sequence(oid(id), ...(critical === true ? [TRUE] : []), octets(value))
+const extensionOf = ({ id, critical, value }: Extension): Buffer => sequence(oid(id), ...(critical === true ? [TRUE] : critical === 'no' ? [Buffer.from('010100', 'hex')] : []), octets(value))
 
 export function algorithmOf (signer: KeyObject, hash: 'sha1' | 'sha256' | 'sha384' | 'sha512'): Buffer {
   if (signer.asymmetricKeyType === 'rsa') return sequence(oid(`1.2.840.113549.1.1.${{ sha1: 5, sha256: 11, sha384: 12, sha512: 13 }[hash]}`), der(0x05))

@@ -3,7 +3,7 @@ import type { DeviceId, UserId } from '../core/ids.js'
 import { admitClient, admitServer, buildTrust, isRefusal } from './admission.js'
 import { readAuthorityDer, type Authority } from './authority.js'
 import { createCsr, readCsr } from './csr.js'
-import { readLeaf, type Leaf } from './leaf.js'
+import { isSignedBy, readLeaf, type Leaf } from './leaf.js'
 import { decodePem, encodePem, type PemBlock } from './pem.js'
 import { OWN_GRANT } from './trust.js'
 import type { KeyObject } from 'node:crypto'
@@ -87,6 +87,8 @@ export function parseRequest (pem: string): { deviceSpki: Buffer, serverSpki: Bu
  * `now` the dates are left aside. */
 function checkDevice (device: Buffer, ca: Buffer, now?: number): { leaf: Leaf, authority: Authority } {
   const authority = readAuthorityDer(ca)
+  // Nothing rests on a CA's own signature, but one that does not hold shows that the file is damaged.
+  if (!isSignedBy(readLeaf(ca), authority)) throw bad('the CA certificate is damaged: its own signature does not hold')
   const leaf = readLeaf(device)
   const trust = buildTrust({ userCa: encodePem('CERTIFICATE', ca), whitelist: [], revoked: [], grants: { [OWN_GRANT]: { databases: {}, files: 'referenced' } } })
   const admitted = admitClient(trust, leaf, now ?? firstMoment(leaf, authority))

@@ -1,4 +1,4 @@
-import { createHash, createPrivateKey, createPublicKey, generateKeyPair, type KeyObject } from 'node:crypto'
+import { createHash, createPrivateKey, createPublicKey, generateKeyPair, sign, verify, type KeyObject } from 'node:crypto'
 import { promisify } from 'node:util'
 import { encodeBase32 } from '../core/base32.js'
 import { PatchcordError } from '../core/errors.js'
@@ -40,7 +40,8 @@ export function privateKeyToPem (key: KeyObject): string {
   return key.export({ type: 'pkcs8', format: 'pem' }).toString()
 }
 
-/** A private key out of PKCS#8 PEM. Throws `bad-certificate` for anything but a P-256 or RSA-3072 key. */
+/** A private key out of PKCS#8 PEM. Throws `bad-certificate` for anything but a P-256 or RSA-3072
+ * key that is whole. */
 export function privateKeyFromPem (pem: string): KeyObject {
   const der = decodeOnePem(pem, 'PRIVATE KEY')
   let key: KeyObject
@@ -49,9 +50,14 @@ export function privateKeyFromPem (pem: string): KeyObject {
   } catch (error) {
     throw new PatchcordError('bad-certificate', 'not a PKCS#8 private key', { cause: error })
   }
-  spkiOf(key)
+  const publicKey = publicKeyFromSpki(spkiOf(key))
+  // PKCS#8 holds both halves, and OpenSSL does not compare them: one flipped bit would make a key that
+  // loads, matches its certificate and signs nothing that anybody accepts.
+  if (!verify('sha256', PROBE, publicKey, sign('sha256', PROBE, key))) throw new PatchcordError('bad-certificate', 'the private key does not fit its public half')
   return key
 }
+
+const PROBE = Buffer.from('patchcord-key-probe')
 
 /** A public key out of its canonical SubjectPublicKeyInfo. */
 export const publicKeyFromSpki = (spki: Buffer): KeyObject => createPublicKey({ key: spki, format: 'der', type: 'spki' })
