@@ -2,7 +2,7 @@ import { join } from 'node:path'
 import * as v from 'valibot'
 import type { Grant } from '../policy/principal.js'
 import { GrantsShape } from './shapes.js'
-import { readState, writeState } from './state-file.js'
+import { readState, writeState } from '../core/state-file.js'
 import { OWN_GRANT } from './trust.js'
 
 const Shape = v.strictObject({ version: v.literal(1), grants: GrantsShape })

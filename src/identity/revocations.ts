@@ -4,7 +4,7 @@ import { PatchcordError } from '../core/errors.js'
 import type { DeviceId, UserId } from '../core/ids.js'
 import { encodeBody, parseBody, SignedRecordShape, type RevocationBody, type SignedRecord } from './revocation.js'
 import { DeviceIdShape, UserIdShape } from './shapes.js'
-import { readState, writeState } from './state-file.js'
+import { readState, writeState } from '../core/state-file.js'
 import type { Trust } from './trust.js'
 
 // Everything that was revoked: a set keyed (CA, device) that only ever grows. It is merged, never replaced,

@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import * as v from 'valibot'
 import { WhitelistEntryShape } from './shapes.js'
-import { readState, writeState } from './state-file.js'
+import { readState, writeState } from '../core/state-file.js'
 import type { WhitelistEntry } from './trust.js'
 
 const Shape = v.strictObject({ version: v.literal(1), entries: v.array(WhitelistEntryShape) })

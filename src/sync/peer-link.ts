@@ -21,6 +21,7 @@ export interface PeerLinkOptions {
 /** Back-off between attempts: from a second to a minute, each shortened by up to half at random. */
 const FIRST_WAIT_MS = 1_000
 const LONGEST_WAIT_MS = 60_000
+const MAIL_PAUSE_MS = 100
 const MOST_MAIL_BYTES = 64 * 1024 + 1
 
 /** Keeps one paired device reached: finds an address that answers, holds a long-poll on its mail (which
@@ -108,8 +109,8 @@ export class PeerLink {
       if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `its mail answered ${answer.statusCode}`)
       etag = answer.headers.etag
       await this.#options.onMail(parseMail(body))
-      // Without a tag the next question would not wait: a peer must not keep us spinning.
-      if (etag === undefined) await this.#sleep(FIRST_WAIT_MS)
+      // A peer whose mail changes all the time must not keep us spinning.
+      await this.#sleep(etag === undefined ? FIRST_WAIT_MS : MAIL_PAUSE_MS)
     }
   }
 
