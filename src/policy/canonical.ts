@@ -40,13 +40,30 @@ export type Canonical = { readonly request: CanonicalRequest } | { readonly refu
 /** Parses a request's head, or says what about it is not canonical. `device` gives the names that this
  * server answers to besides literal addresses. Pure; costs at most one pass over the target and headers. */
 export function canonicalise (head: RawHead, device: DeviceId): Canonical {
+  return canonicaliseFor(head, { checkHost: headers => checkHost(headers, device), origin: 'https:', couchAt: 1 })
+}
+
+/** The same for the embedded database: CouchDB's paths start at the root, and Host is a literal loopback
+ * address (a page whose name was pointed at us has another one). */
+export function canonicaliseLoopback (head: RawHead): Canonical {
+  return canonicaliseFor(head, { checkHost: checkLoopbackHost, origin: 'http:', couchAt: 0 })
+}
+
+interface Place {
+  readonly checkHost: (headers: ReadonlyMap<string, string>) => void
+  readonly origin: 'http:' | 'https:'
+  /** How many segments stand before CouchDB's own: 1 is below `/couch`, 0 is everything. */
+  readonly couchAt: 0 | 1
+}
+
+function canonicaliseFor (head: RawHead, place: Place): Canonical {
   try {
     if (head.httpVersion !== '1.1') refuse('http-version', 'only HTTP/1.1 is spoken here')
     const headers = readHeaders(head.rawHeaders)
-    checkHost(headers, device)
+    place.checkHost(headers)
     const body = readFraming(head.method, headers)
-    const target = readTarget(head.target)
-    checkOrigin(headers)
+    const target = readTarget(head.target, place.couchAt)
+    checkOrigin(headers, place.origin)
     return { request: { method: head.method, ...target, headers, body } }
   } catch (error) {
     if (error instanceof NotCanonical) return { refusal: error.refusal }
@@ -75,7 +92,7 @@ const BAD_ESCAPE = /%(?![0-9A-Fa-f]{2})/
 // oxlint-disable-next-line no-control-regex
 const NOT_VISIBLE_ASCII = /[^\u0021-\u007e]/
 
-function readTarget (target: string): Pick<CanonicalRequest, 'segments' | 'trailingSlash' | 'query'> {
+function readTarget (target: string, couchAt: Place['couchAt']): Pick<CanonicalRequest, 'segments' | 'trailingSlash' | 'query'> {
   if (!target.startsWith('/')) refuse('target-form', 'the target does not start with "/"')
   if (NOT_VISIBLE_ASCII.test(target)) refuse('target-characters', 'the target holds a character that must be escaped')
   if (target.includes('\\') || target.includes('#')) refuse('target-characters', 'the target holds "\\" or "#"')
@@ -90,7 +107,7 @@ function readTarget (target: string): Pick<CanonicalRequest, 'segments' | 'trail
   const segments = raw.map(decode)
   segments.forEach((segment, index) => {
     checkSegment(segment)
-    if (segment.includes('/') && !mayHoldSlash(segments, index)) refuse('encoded-slash', 'a path segment holds an encoded "/"')
+    if (segment.includes('/') && !mayHoldSlash(segments, index, couchAt)) refuse('encoded-slash', 'a path segment holds an encoded "/"')
   })
   return { segments, trailingSlash, query: readQuery(query) }
 }
@@ -122,10 +139,11 @@ function checkSegment (segment: string): void {
 }
 
 /** CouchDB allows %2F in a database name and in a document ID, and nowhere else does this port. */
-function mayHoldSlash (segments: readonly string[], index: number): boolean {
-  if (segments[0] !== 'couch') return false
-  if (index === 1 || index === 2) return true
-  return index === 3 && (segments[2] === '_local' || segments[2] === '_design')
+function mayHoldSlash (segments: readonly string[], index: number, couchAt: Place['couchAt']): boolean {
+  if (couchAt === 1 && segments[0] !== 'couch') return false
+  if (index === couchAt || index === couchAt + 1) return true
+  const kind = segments[couchAt + 1]
+  return index === couchAt + 2 && (kind === '_local' || kind === '_design')
 }
 
 function readQuery (text: string): ReadonlyMap<string, string> {
@@ -193,6 +211,13 @@ function checkHost (headers: ReadonlyMap<string, string>, device: DeviceId): voi
   }
 }
 
+const LOOPBACK = /^(?:\[::1\]|127\.\d{1,3}\.\d{1,3}\.\d{1,3})$/
+
+function checkLoopbackHost (headers: ReadonlyMap<string, string>): void {
+  const name = HOST.exec(headers.get('host') ?? '')?.[1]
+  if (name === undefined || !LOOPBACK.test(name)) refuse('host', 'Host is not a literal loopback address')
+}
+
 /** The one DNS name that the certificates of patchcord may carry (RFC 6761 reserves .invalid). */
 export const SERVER_NAME = 'patchcord.invalid'
 
@@ -214,9 +239,9 @@ function readFraming (method: string, headers: ReadonlyMap<string, string>): Can
 }
 
 /** A browser may hold a certificate of ours while it shows somebody else's page. */
-function checkOrigin (headers: ReadonlyMap<string, string>): void {
+function checkOrigin (headers: ReadonlyMap<string, string>, scheme: Place['origin']): void {
   const origin = headers.get('origin')
-  if (origin !== undefined && origin !== `https://${headers.get('host')}`) refuse('origin', 'the Origin is not this server', 'foreign-origin')
+  if (origin !== undefined && origin !== `${scheme}//${headers.get('host')}`) refuse('origin', 'the Origin is not this server', 'foreign-origin')
   const site = headers.get('sec-fetch-site')
   if (site !== undefined && site !== 'none' && site !== 'same-origin') refuse('sec-fetch-site', 'the request comes from another site', 'foreign-origin')
 }

@@ -1,0 +1,169 @@
+import type { Exchange } from './exchange.js'
+import { isObject } from './json.js'
+import { Heartbeat, Waiter } from './waiting.js'
+import { badRequest, Problem } from './problem.js'
+import { parseSelector } from './selector.js'
+import type { Change, Pouch, StoredDocument } from './pouch.js'
+import type { ChangesPage, Store } from './store.js'
+
+/** Changes read at a time. */
+const PAGE = 250
+
+interface Feed {
+  readonly kind: 'normal' | 'longpoll' | 'continuous'
+  readonly descending: boolean
+  readonly limit: number
+  readonly style: string
+  readonly docs: { readonly include: boolean, readonly conflicts: boolean, readonly attachments: boolean }
+  readonly filter: Filter | undefined
+}
+
+interface Filter {
+  readonly matches: (change: Change) => boolean
+  readonly readsDocuments: boolean
+}
+
+/** `GET` and `POST /db/_changes`. Rows go out page by page, as fast as the client takes them. A feed ends
+ * when its client goes, when its account loses the database, when the database goes, and on stop. */
+export async function changes (exchange: Exchange, store: Store): Promise<void> {
+  const body = exchange.request.method === 'POST' ? await exchange.readObject() : {}
+  const feed = readFeed(exchange, body)
+  const since = await readSince(exchange, store)
+  exchange.releaseBody()
+  // It watches before it reads: a write between the two must not be slept through.
+  const waiter = new Waiter(store, exchange.signal)
+  try {
+    exchange.head(200, { 'Content-Type': 'application/json' })
+    if (feed.kind !== 'continuous') await exchange.write('{"results":[\n')
+    await run(exchange, store, feed, since, waiter)
+  } finally {
+    waiter.stop()
+  }
+}
+
+async function run (exchange: Exchange, store: Store, feed: Feed, start: number, waiter: Waiter): Promise<void> {
+  const heartbeat = new Heartbeat(exchange)
+  const rows = new RowWriter(exchange, feed.kind === 'continuous')
+  let since = start
+  let left = feed.limit
+  try {
+    for (;;) {
+      waiter.reset()
+      const page = feed.descending ? await readBackwards(store, feed) : await readPage(store, feed, since, left)
+      const chosen = page.results.filter(change => feed.filter?.matches(change) ?? true)
+      const sent = chosen.slice(0, left)
+      await rows.write(feed.descending ? await withDocuments(store, feed, sent) : sent, feed.docs.include)
+      left -= sent.length
+      since = sent.length < chosen.length || left === 0 ? sent.at(-1)?.seq ?? since : page.last_seq
+      if (left === 0 || feed.descending) break
+      if (page.results.length >= PAGE) continue
+      if (feed.kind === 'normal' || (feed.kind === 'longpoll' && rows.count > 0)) break
+      if (await waiter.wait(heartbeat.active ? undefined : heartbeat.timeoutMs) === 'timeout') break
+    }
+  } finally {
+    heartbeat.stop()
+  }
+  const pending = await pendingAfter(store, feed, since)
+  exchange.end(feed.kind === 'continuous' ? `{"last_seq":${since},"pending":${pending}}\n` : `${rows.count > 0 ? '\n' : ''}],\n"last_seq":${since},"pending":${pending}}\n`)
+}
+
+function readFeed (exchange: Exchange, body: Record<string, unknown>): Feed {
+  return {
+    kind: (exchange.parameter('feed') ?? 'normal') as Feed['kind'],
+    descending: exchange.flag('descending'),
+    // CouchDB: 0 has the same effect as 1.
+    limit: Math.max(1, exchange.count('limit') ?? Infinity),
+    style: exchange.parameter('style') ?? 'main_only',
+    docs: { include: exchange.flag('include_docs'), conflicts: exchange.flag('conflicts'), attachments: exchange.flag('attachments') },
+    filter: readFilter(exchange, body),
+  }
+}
+
+function readFilter (exchange: Exchange, body: Record<string, unknown>): Filter | undefined {
+  switch (exchange.parameter('filter')) {
+    case '_doc_ids': {
+      const given = body['doc_ids'] ?? exchange.jsonParameter('doc_ids')
+      if (!Array.isArray(given)) throw badRequest('`doc_ids` filter parameter is not a list.')
+      const wanted = new Set(given)
+      return { matches: ({ id }) => wanted.has(id), readsDocuments: false }
+    }
+    case '_selector': {
+      if (!isObject(body['selector'])) throw badRequest('Selector must be specified in POST payload')
+      const matches = parseSelector(body['selector'])
+      return { matches: ({ doc }) => matches(doc), readsDocuments: true }
+    }
+    default:
+      return undefined
+  }
+}
+
+async function readSince (exchange: Exchange, store: Store): Promise<number> {
+  const text = (exchange.parameter('since') ?? '0').replace(/^"(.*)"$/, '$1')
+  if (/^\d{1,15}$/.test(text)) return Number(text)
+  if (text === 'now') return (await store.read(pouch => pouch.info())).update_seq
+  throw badRequest('Malformed sequence supplied in \'since\' parameter.')
+}
+
+function readPage (store: Store, feed: Feed, since: number, left: number): Promise<ChangesPage> {
+  const readsDocuments = feed.docs.include || feed.filter?.readsDocuments === true
+  return store.changesAfter({
+    since,
+    limit: feed.filter === undefined ? Math.min(PAGE, left) : PAGE,
+    style: feed.style,
+    include_docs: readsDocuments,
+    conflicts: readsDocuments && feed.docs.conflicts,
+    attachments: feed.docs.include && feed.docs.attachments,
+  })
+}
+
+/** All of them, since PouchDB cannot go on backwards from a place; the documents are read as they go out. */
+async function readBackwards (store: Store, feed: Feed): Promise<ChangesPage> {
+  return await store.read(pouch => pouch.changes({
+    descending: true, style: feed.style, return_docs: true, include_docs: feed.filter?.readsDocuments === true,
+    ...(feed.filter === undefined && feed.limit !== Infinity && { limit: feed.limit }),
+  }))
+}
+
+async function withDocuments (store: Store, feed: Feed, changes: readonly Change[]): Promise<readonly Change[]> {
+  if (!feed.docs.include) return changes
+  return await Promise.all(changes.map(async change => ({ ...change, doc: await store.read(pouch => readDocument(pouch, change, feed)) })))
+}
+
+async function readDocument (pouch: Pouch, { id, changes }: Change, { docs }: Feed): Promise<StoredDocument> {
+  return await pouch.get(id, { rev: changes[0]!.rev, conflicts: docs.conflicts, attachments: docs.attachments })
+}
+
+/** How many sequence numbers are left; CouchDB counts only those that are some document's newest, so this
+ * may say more, and 0 exactly when there are none. */
+async function pendingAfter (store: Store, feed: Feed, since: number): Promise<number> {
+  if (feed.descending) return 0
+  const { results } = await store.changesAfter({ since, limit: 1, style: 'main_only', include_docs: false, conflicts: false, attachments: false })
+  if (results.length === 0) return 0
+  return (await store.read(pouch => pouch.info())).update_seq - since
+}
+
+class RowWriter {
+  count = 0
+  readonly #exchange: Exchange
+  readonly #lines: boolean
+
+  constructor (exchange: Exchange, lines: boolean) {
+    this.#exchange = exchange
+    this.#lines = lines
+  }
+
+  async write (changes: readonly Change[], withDocuments: boolean): Promise<void> {
+    if (this.#exchange.signal.aborted) throw new Problem(503, 'stopped', 'the feed has ended')
+    let text = ''
+    for (const { seq, id, changes: revisions, deleted, doc } of changes) {
+      const row = JSON.stringify({ seq, id, changes: revisions, ...(deleted === true && { deleted }), ...(withDocuments && { doc }) })
+      text += this.#lines ? `${row}\n` : `${this.count > 0 ? ',\n' : ''}${row}`
+      this.count++
+      if (text.length > 65_536) {
+        await this.#exchange.write(text)
+        text = ''
+      }
+    }
+    if (text !== '') await this.#exchange.write(text)
+  }
+}

@@ -1,0 +1,141 @@
+import type { Exchange } from './exchange.js'
+import { isObject } from './json.js'
+import { isRevision } from './documents.js'
+import { documentPages, PAGE, type DocumentRange } from './pages.js'
+import { revisionsOf, revisionTree, type DocumentRow, type OpenRevision, type Pouch } from './pouch.js'
+import { badRequest, Problem, problemOf } from './problem.js'
+import type { Store } from './store.js'
+
+/** `GET` and `POST /db/_all_docs`. */
+export async function allDocs (exchange: Exchange, store: Store): Promise<void> {
+  const body = exchange.request.method === 'POST' ? await exchange.readObject() : {}
+  if (body['queries'] !== undefined) throw new Problem(501, 'not_implemented', '_all_docs takes no queries here')
+  const keys = body['keys'] ?? exchange.jsonParameter('keys')
+  if (keys !== undefined && !Array.isArray(keys)) throw badRequest('`keys` body member must be an array.')
+  const { doc_count: total, update_seq: sequence } = await store.read(pouch => pouch.info())
+  const skip = exchange.count('skip') ?? 0
+  exchange.head(200, { 'Content-Type': 'application/json' })
+  const sequencePart = exchange.flag('update_seq') ? `"update_seq":${sequence},` : ''
+  await exchange.write(`{"total_rows":${total},"offset":${keys === undefined ? Math.min(skip, total) : null},${sequencePart}"rows":[`)
+  let separator = '\n'
+  const rows = keys === undefined ? rowsInRange(exchange, store, skip) : rowsOfKeys(exchange, store, keys, skip)
+  for await (const page of rows) {
+    if (page.length === 0) continue
+    await exchange.write(separator + page.map(row => JSON.stringify(row)).join(',\n'))
+    separator = ',\n'
+  }
+  exchange.end('\n]}\n')
+}
+
+async function * rowsOfKeys (exchange: Exchange, store: Store, keys: readonly unknown[], skip: number): AsyncGenerator<DocumentRow[]> {
+  const wanted = exchange.flag('descending') ? keys.toReversed() : keys
+  const chosen = wanted.slice(skip, skip + (exchange.count('limit') ?? wanted.length))
+  for (let at = 0; at < chosen.length; at += PAGE) {
+    const part = chosen.slice(at, at + PAGE)
+    // For a key that is empty or no string PouchDB answers the first document of all.
+    const known = part.filter(key => typeof key === 'string' && key !== '')
+    const { rows } = await store.read(pouch => pouch.allDocs({ ...rowOptions(exchange), keys: known }))
+    let next = 0
+    yield part.map(key => typeof key === 'string' && key !== '' ? rows[next++]! : { key, error: 'not_found' })
+  }
+}
+
+function rowsInRange (exchange: Exchange, store: Store, skip: number): AsyncIterable<DocumentRow[]> | readonly [] {
+  const range = readRange(exchange)
+  return range === undefined ? [] : documentPages(store, { ...rowOptions(exchange), ...range }, skip, exchange.count('limit') ?? Infinity)
+}
+
+function rowOptions (exchange: Exchange): Pick<DocumentRange, 'include_docs' | 'conflicts' | 'attachments'> {
+  return { include_docs: exchange.flag('include_docs'), conflicts: exchange.flag('conflicts'), attachments: exchange.flag('include_docs') && exchange.flag('attachments') }
+}
+
+/** The range that the parameters say, or undefined where no ID can be in it. IDs are strings; in CouchDB's
+ * order numbers come before every string, lists and objects after. */
+function readRange (exchange: Exchange): Omit<DocumentRange, 'include_docs' | 'conflicts' | 'attachments'> | undefined {
+  const key = exchange.jsonParameter('key')
+  const from = key ?? exchange.jsonParameter('startkey') ?? exchange.jsonParameter('start_key')
+  const to = key ?? exchange.jsonParameter('endkey') ?? exchange.jsonParameter('end_key')
+  const descending = exchange.flag('descending')
+  if (key !== undefined && (typeof key !== 'string' || key === '')) return undefined
+  if (from !== undefined && from !== null && isBeyond(from, descending)) return undefined
+  if (to !== undefined && to !== null && isBeyond(to, !descending)) return undefined
+  return {
+    descending,
+    inclusive_end: exchange.parameter('inclusive_end') !== 'false',
+    ...(typeof from === 'string' && { startkey: from }),
+    ...(typeof to === 'string' && { endkey: to }),
+  }
+}
+
+/** Whether no ID comes after (`below` false) or before (`below` true) the key. */
+function isBeyond (key: unknown, below: boolean): boolean {
+  return below ? typeof key !== 'object' && (typeof key !== 'string' || key === '') : typeof key === 'object'
+}
+
+interface Wanted { readonly id: string, readonly rev: string | undefined }
+
+/** `POST /db/_bulk_get`, written out entry by entry: the documents need not fit into memory together. */
+export async function bulkGet (exchange: Exchange, store: Store): Promise<void> {
+  const { docs } = await exchange.readObject()
+  if (!Array.isArray(docs)) throw badRequest('Missing JSON list of \'docs\'.')
+  const wanted = docs.map(parseWanted)
+  exchange.head(200, { 'Content-Type': 'application/json' })
+  await exchange.write('{"results":[')
+  let separator = '\n'
+  for (const one of wanted) {
+    const found = await store.read(pouch => openRevisions(pouch, one, exchange))
+    await exchange.write(`${separator}${JSON.stringify({ id: one.id, docs: found })}`)
+    separator = ',\n'
+  }
+  exchange.end('\n]}\n')
+}
+
+function parseWanted (value: unknown): Wanted {
+  if (!isObject(value)) throw badRequest('`docs` must be a list of objects')
+  const { id, rev } = value
+  if (typeof id !== 'string' || id === '') throw badRequest('document id missed')
+  if (id.startsWith('_local/')) throw new Problem(403, 'forbidden', '_local documents are not read here')
+  if (rev !== undefined && !isRevision(rev)) throw badRequest('Invalid rev format')
+  return { id, rev }
+}
+
+async function openRevisions (pouch: Pouch, { id, rev }: Wanted, exchange: Exchange): Promise<object[]> {
+  const failed = (error: string, reason: string): object => ({ error: { id, rev: rev ?? 'undefined', error, reason } })
+  try {
+    const found: OpenRevision[] = await pouch.get(id, {
+      open_revs: rev === undefined ? 'all' : [rev],
+      revs: exchange.flag('revs'),
+      latest: exchange.flag('latest'),
+      attachments: exchange.flag('attachments'),
+    })
+    return found.map(one => 'ok' in one ? one : failed('not_found', 'missing'))
+  } catch (error) {
+    const { status, error: name, reason } = problemOf(error)
+    if (status === 500) throw error
+    return [failed(name, reason)]
+  }
+}
+
+/** `POST /db/_revs_diff` and `_missing_revs`: which of the given revisions are not here. */
+export async function compareRevisions (exchange: Exchange, store: Store): Promise<void> {
+  const asked = Object.entries(await exchange.readObject()).map(([id, revs]): [string, string[]] => {
+    if (!Array.isArray(revs) || !revs.every(isRevision)) throw badRequest('each member must be a list of revisions')
+    if (id.startsWith('_local/')) throw new Problem(403, 'forbidden', '_local documents are not compared here')
+    return [id, revs]
+  })
+  const isDiff = exchange.action.target.endpoint === '_revs_diff'
+  // Without a prototype: `__proto__` cannot come this far, but `constructor` is an ordinary ID.
+  const answer = Object.create(null) as Record<string, unknown>
+  for (const [id, revs] of asked) {
+    const known = revisionsOf(await store.read(pouch => revisionTree(pouch, id)) ?? [])
+    const here = new Set(known.map(({ rev }) => rev))
+    const absent = [...new Set(revs)].filter(rev => !here.has(rev))
+    if (absent.length === 0) continue
+    const newest = Math.max(...absent.map(generationOf))
+    const ancestors = known.filter(({ leaf, available, generation }) => leaf && available && generation < newest).map(({ rev }) => rev)
+    answer[id] = isDiff ? { missing: absent, ...(ancestors.length > 0 && { possible_ancestors: ancestors }) } : absent
+  }
+  exchange.json(200, isDiff ? answer : { missing_revs: answer })
+}
+
+const generationOf = (rev: string): number => Number(rev.slice(0, rev.indexOf('-')))
