@@ -1,6 +1,8 @@
-import { EventEmitter } from 'node:events'
-import { createRequire } from 'node:module'
+import type { EventEmitter } from 'node:events'
 import type { Agent } from 'node:http'
+import http from 'pouchdb-adapter-http'
+import PouchCore from 'pouchdb-core'
+import replication from 'pouchdb-replication'
 
 // PouchDB over HTTP, as far as replication needs it. Its own types bring the DOM's globals with them.
 
@@ -31,10 +33,7 @@ interface PouchConstructor {
   replicate (source: PouchDatabase, target: PouchDatabase, options: object): Replication
 }
 
-const require = createRequire(import.meta.url)
-const PouchDB = (require('pouchdb-core') as PouchConstructor)
-  .plugin(require('pouchdb-adapter-http'))
-  .plugin(require('pouchdb-replication'))
+const PouchDB = (PouchCore as PouchConstructor).plugin(http).plugin(replication)
 
 export interface HttpDatabaseOptions {
   readonly agent: Agent
