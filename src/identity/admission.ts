@@ -127,7 +127,9 @@ function entryOf (trust: Trust, leaf: Leaf): Decider | Refusal {
     return { ...listed, key: `device:${deviceId}` }
   }
   if (leaf.keyForm !== 'p256') return refuse('key-form', 'RSA is for clients that are listed by device ID')
-  // Our own CA is asked first only because it is the likeliest; an entry that lists it decides before it.
+  // Our own CA's signature is checked first, but an entry that lists our CA still decides before it. First,
+  // because ECDSA lets anybody craft a key under which a given signature verifies: a listed CA made so
+  // could otherwise claim our own devices.
   const signer = isSignedBy(leaf, trust.own) ? trust.authorities.get(trust.user) : candidatesFor(trust, leaf).find(({ authority }) => isSignedBy(leaf, authority))
   if (signer !== undefined) return { ...signer, key: `ca:${signer.authority.user}` }
   if (!isSignedBy(leaf, trust.own)) return refuse('unknown', `neither device ${deviceId} nor the CA of its certificate is known here`)
