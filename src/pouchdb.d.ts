@@ -4,4 +4,3 @@ declare module 'pouchdb-core' { const value: unknown; export default value }
 declare module 'pouchdb-adapter-leveldb' { const value: unknown; export default value }
 declare module 'pouchdb-adapter-http' { const value: unknown; export default value }
 declare module 'pouchdb-replication' { const value: unknown; export default value }
-declare module 'pouchdb-find' { const value: unknown; export default value }

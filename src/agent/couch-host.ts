@@ -1,10 +1,15 @@
 import { Agent, request } from 'node:http'
+import * as v from 'valibot'
+import type { Clock, Timer } from '../core/clock.js'
 import { readPrivate } from '../core/durable-file.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import { isDatabaseName, type DatabaseName } from '../core/ids.js'
+import type { Logger } from '../core/log.js'
 import { parseJson } from '../core/shape.js'
 import { parseCouchUrl } from '../couch/proxy.js'
-import * as v from 'valibot'
+import type { Account } from '../embedded/accounts.js'
+import { startEmbedded } from '../embedded/front.js'
+import { startEmbeddedChild } from '../embedded/supervise.js'
 
 export interface CouchLogin {
   readonly username: string
@@ -89,4 +94,109 @@ export class CouchClient {
   }
 
   close (): void { this.agent.destroy() }
+}
+
+/** The CouchDB of this device, as the agent sees it. */
+export interface CouchHost {
+  readonly kind: 'embedded' | 'couchdb'
+  readonly url: string
+  readonly client: CouchClient
+  /** Puts the accounts in force that a grant, a pull or a program logs in with. */
+  setAccounts (accounts: readonly Account[]): Promise<void>
+  /** The login to use where `account` would be used: the account itself, or the one that was configured. */
+  loginOf (account: Account): CouchLogin
+  databases (): Promise<DatabaseName[]>
+  createDatabase (name: DatabaseName): Promise<void>
+  stop (): Promise<void>
+}
+
+export interface EmbeddedHostOptions {
+  readonly dir: string
+  readonly port: number
+  readonly accounts: readonly Account[]
+  readonly owner: Account
+  /** In this process instead of a child, for `Lab`. */
+  readonly inProcess: boolean
+  readonly logger: Logger
+  readonly onDatabases: (names: DatabaseName[]) => void
+}
+
+/** Starts the embedded database on `[::1]`. Throws `port-in-use`, and what is wrong with `dir`. */
+export async function hostEmbedded ({ dir, port, accounts, owner, inProcess, logger, onDatabases }: EmbeddedHostOptions): Promise<CouchHost> {
+  const listen = { host: '::1', port }
+  const embedded = inProcess
+    ? await startEmbedded({ dir, accounts, listen, logger })
+    : await startEmbeddedChild({
+      dir, accounts, listen, logger,
+      onEvent: event => {
+        if (event.kind === 'exit') logger.error({ code: event.code, signal: event.signal }, 'the embedded database ended; it is started again')
+        else logger.info({ pid: event.pid }, 'the embedded database runs again')
+      },
+    })
+  embedded.onDatabases(onDatabases)
+  const client = new CouchClient(embedded.url, owner)
+  return {
+    kind: 'embedded', url: embedded.url, client,
+    setAccounts: async accounts => { await embedded.setAccounts(accounts) },
+    loginOf: account => account,
+    databases: () => embedded.databases(),
+    createDatabase: async name => {
+      try {
+        await embedded.createDatabase(name)
+      } catch (error) {
+        if (!(error instanceof PatchcordError) || error.code !== 'already-exists') throw error
+      }
+    },
+    stop: async () => {
+      client.close()
+      await embedded.stop()
+    },
+  }
+}
+
+/** How often a CouchDB is asked whether its list of databases changed (ms). */
+const LIST_EVERY_MS = 10_000
+
+/** Uses a CouchDB that runs already, with one login for everything. Throws where it is down or refuses the
+ * password. */
+export async function useCouch (url: string, login: CouchLogin, clock: Clock, logger: Logger, onDatabases: (names: DatabaseName[]) => void): Promise<CouchHost> {
+  const client = new CouchClient(url, login)
+  let known = ''
+  let timer: Timer | undefined
+  const look = async (): Promise<DatabaseName[]> => {
+    const names = await client.databases()
+    const text = names.toSorted().join(' ')
+    if (text !== known) {
+      known = text
+      onDatabases(names)
+    }
+    return names
+  }
+  const lookAgain = (): void => {
+    timer = clock.after(LIST_EVERY_MS, () => {
+      look().catch((error: unknown) => { logger.warn({ reason: messageOf(error) }, 'CouchDB does not tell its databases') }).finally(lookAgain)
+    })
+  }
+  try {
+    known = (await client.databases()).toSorted().join(' ')
+  } catch (error) {
+    client.close()
+    throw error
+  }
+  lookAgain()
+  return {
+    kind: 'couchdb', url: client.url, client,
+    setAccounts: () => Promise.resolve(),
+    loginOf: () => login,
+    databases: look,
+    createDatabase: async name => {
+      if (!(await client.databases()).includes(name)) await client.createDatabase(name)
+      await look()
+    },
+    stop: () => {
+      timer?.cancel()
+      client.close()
+      return Promise.resolve()
+    },
+  }
 }

@@ -28,7 +28,6 @@ export interface Operations {
   ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
   get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferProgress, result: { id: string, size: number, seconds: number, sources: string[] } }
   events: { args: object, event: object, result: object }
-  stop: { args: object, result: object }
 }
 
 export type OperationName = keyof Operations

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
+import { LRUCache } from 'lru-cache'
 import { encodeBase32 } from '../core/base32.js'
-import type { DeviceId } from '../core/ids.js'
+import type { DeviceId, UserId } from '../core/ids.js'
 import type { Principal } from '../policy/principal.js'
 import { readAuthority, type Authority } from './authority.js'
 import { isSignedBy, type Leaf } from './leaf.js'
@@ -63,23 +64,46 @@ export function admitClient (trust: Trust, leaf: Leaf, now: number): Principal |
   if (form !== undefined) return form
   const entry = entryOf(trust, leaf)
   if ('refused' in entry) return entry
-  const { authority } = entry
-  const ended = !(now <= entry.endsAt) ? refuse('entry-ended', `the whitelist entry "${entry.name}" ended ${instant(entry.endsAt)}`) : refuseAuthorityDates(authority, now)
+  const ended = refuseEntryDates(entry, now)
   if (ended !== undefined) return ended
-  const principal: Principal = Object.freeze({
-    device: deviceId,
-    user: authority?.user,
+  const principal = principalOf(deviceId, entry, leaf.notAfter)
+  const dates = refuseDates(leaf, now)
+  if (dates?.refused === 'expired' && now - leaf.notAfter <= RENEWABLE_MS) return Object.freeze({ ...dates, renewable: principal })
+  return dates ?? principal
+}
+
+/** Who a device would be with a good certificate of its CA, or why not: for `explain`, which has none at
+ * hand. It admits nobody. */
+export function expectPrincipal (trust: Trust, { device, user }: { readonly device: DeviceId, readonly user: UserId }, now: number): Principal | Refusal {
+  if (trust.revoked.has(device)) return refuse('revoked', `device ${device} is revoked`)
+  const entry = expectedEntry(trust, device, user)
+  if ('refused' in entry) return entry
+  return refuseEntryDates(entry, now) ?? principalOf(device, entry, Infinity)
+}
+
+function expectedEntry (trust: Trust, device: DeviceId, user: UserId): Decider | Refusal {
+  const listed = trust.devices.get(device)
+  if (listed !== undefined) {
+    if (listed.authority !== undefined && listed.authority.user !== user) return refuse('bad-signature', `device ${device} is listed with another CA`)
+    return { ...listed, key: `device:${device}` }
+  }
+  const authority = trust.authorities.get(user)
+  if (authority !== undefined) return { ...authority, key: `ca:${user}` }
+  return user === trust.user ? ownEntry(trust, device) : refuse('unknown', `neither device ${device} nor its CA is known here`)
+}
+
+function principalOf (device: DeviceId, entry: Decider, notAfter: number): Principal {
+  return Object.freeze({
+    device,
+    user: entry.authority?.user,
     relation: entry.relation,
     entry: entry.key,
     name: entry.name,
     grantName: entry.grantName,
     grant: entry.grant,
-    checkpoints: checkpointsOf(leaf),
-    endsAt: Math.min(leaf.notAfter, entry.endsAt, authority?.notAfter ?? Infinity),
+    checkpoints: checkpointsOf(device),
+    endsAt: Math.min(notAfter, entry.endsAt, entry.authority?.notAfter ?? Infinity),
   })
-  const dates = refuseDates(leaf, now)
-  if (dates?.refused === 'expired' && now - leaf.notAfter <= RENEWABLE_MS) return Object.freeze({ ...dates, renewable: principal })
-  return dates ?? principal
 }
 
 export interface ExpectedServer {
@@ -133,8 +157,12 @@ function entryOf (trust: Trust, leaf: Leaf): Decider | Refusal {
   const signer = isSignedBy(leaf, trust.own) ? trust.authorities.get(trust.user) : candidatesFor(trust, leaf).find(({ authority }) => isSignedBy(leaf, authority))
   if (signer !== undefined) return { ...signer, key: `ca:${signer.authority.user}` }
   if (!isSignedBy(leaf, trust.own)) return refuse('unknown', `neither device ${deviceId} nor the CA of its certificate is known here`)
+  return ownEntry(trust, deviceId)
+}
+
+function ownEntry (trust: Trust, device: DeviceId): Decider | Refusal {
   if (trust.ownGrant === undefined) return refuse('no-grant', 'no grant is called "own"')
-  return { name: deviceId, authority: trust.own, endsAt: Infinity, grantName: OWN_GRANT, grant: trust.ownGrant, relation: 'own', key: `own:${deviceId}` }
+  return { name: device, authority: trust.own, endsAt: Infinity, grantName: OWN_GRANT, grant: trust.ownGrant, relation: 'own', key: `own:${device}` }
 }
 
 /** Where a signature is worth checking. Names are the sender's own words: they may cost it its admission,
@@ -155,6 +183,10 @@ function refuseForm (leaf: Leaf): Refusal | undefined {
   return undefined
 }
 
+function refuseEntryDates ({ name, endsAt, authority }: TrustedEntry, now: number): Refusal | undefined {
+  return !(now <= endsAt) ? refuse('entry-ended', `the whitelist entry "${name}" ended ${instant(endsAt)}`) : refuseAuthorityDates(authority, now)
+}
+
 function refuseAuthorityDates (authority: Authority | undefined, now: number): Refusal | undefined {
   if (authority === undefined || (now >= authority.notBefore && now <= authority.notAfter)) return undefined
   return refuse('ca-dates', `the CA ${authority.user} is valid from ${instant(authority.notBefore)} to ${instant(authority.notAfter)}`)
@@ -172,13 +204,13 @@ const refuse = (refused: RefusalRule, reason: string): Refusal => Object.freeze(
 const instant = (time: number): string => Number.isFinite(time) ? new Date(time).toISOString() : String(time)
 
 /** 130 bits of a hash of the device ID: enough to keep devices apart, short enough for document IDs. */
-function checkpointsOf (leaf: Leaf): string {
-  let prefix = checkpoints.get(leaf)
+function checkpointsOf (device: DeviceId): string {
+  let prefix = checkpoints.get(device)
   if (prefix === undefined) {
-    prefix = encodeBase32(createHash('sha256').update(`patchcord-checkpoints/1${leaf.deviceId}`).digest()).slice(0, 26)
-    checkpoints.set(leaf, prefix)
+    prefix = encodeBase32(createHash('sha256').update(`patchcord-checkpoints/1${device}`).digest()).slice(0, 26)
+    checkpoints.set(device, prefix)
   }
   return prefix
 }
 
-const checkpoints = new WeakMap<Leaf, string>()
+const checkpoints = new LRUCache<DeviceId, string>({ max: 4096 })

@@ -3,6 +3,7 @@ import * as v from 'valibot'
 import { isLinkLocal } from '../core/address.js'
 import { PatchcordError } from '../core/errors.js'
 import { DEFAULT_LIMITS, type Limits } from '../core/limits.js'
+import { LOG_LEVELS } from '../core/log.js'
 import { contentId, databaseName, deviceId, instant, parseShape, pem, port, positiveInteger } from '../core/shape.js'
 import { GrantsShape } from '../identity/shapes.js'
 
@@ -65,7 +66,7 @@ export const envSchema = v.strictObject({
   files: v.optional(v.strictObject({ root: v.pipe(v.string(), v.startsWith('/', 'must be an absolute path')) })),
   allowRouted: v.optional(v.boolean(), false),
   limits: v.optional(v.strictObject(limitEntries), {}),
-  log: v.optional(v.strictObject({ level: v.picklist(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent']) }), { level: 'info' }),
+  log: v.optional(v.strictObject({ level: v.picklist(LOG_LEVELS) }), { level: 'info' }),
 })
 
 const updateSchema = v.partial(v.strictObject({ ...parts }))

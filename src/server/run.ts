@@ -1,7 +1,7 @@
 import type { Readable, Writable } from 'node:stream'
 import { hostOf } from '../core/address.js'
 import { PatchcordError } from '../core/errors.js'
-import { createLogger } from '../core/log.js'
+import { createLogger, LOG_LEVELS, type LogLevel } from '../core/log.js'
 import { applyLine, readLines, writeLine } from './control-channel.js'
 import type { ServerEnvInput } from './env.js'
 import { startServer } from './server.js'
@@ -37,7 +37,7 @@ function parseFirst (line: string): ServerEnvInput {
   }
 }
 
-function levelOf (env: ServerEnvInput): 'info' | 'trace' | 'debug' | 'warn' | 'error' | 'fatal' | 'silent' {
+function levelOf (env: ServerEnvInput): LogLevel {
   const level: unknown = (env as { log?: { level?: unknown } } | null)?.log?.level
-  return level === 'trace' || level === 'debug' || level === 'warn' || level === 'error' || level === 'fatal' || level === 'silent' ? level : 'info'
+  return LOG_LEVELS.find(known => known === level) ?? 'info'
 }

@@ -40,12 +40,21 @@ export interface HttpDatabaseOptions {
   readonly auth?: { readonly username: string, readonly password: string }
 }
 
-/** A database behind a URL; nothing is asked of it yet, and it is never created. */
-export function openHttpDatabase (url: string, { agent, auth }: HttpDatabaseOptions): PouchDatabase {
-  return new PouchDB(url, {
+/** PouchDB cannot parse an address in brackets, so databases have names here and the URL is put back where it
+ * is fetched. Checkpoints are named after it: it must not change with an address or a port. */
+const PLACEHOLDER = 'http://database.patchcord.invalid'
+
+/** A database behind `base` (a URL without a slash at the end) under the name `id`, which has to stay the
+ * same for as long as its checkpoints are to count. Nothing is asked of it yet, and it is never created. */
+export function openHttpDatabase (id: string, base: string, { agent, auth }: HttpDatabaseOptions): PouchDatabase {
+  const name = `${PLACEHOLDER}/${encodeURIComponent(id)}`
+  // It also asks the server itself for a `uuid`, to name checkpoints after.
+  const server = base.slice(0, base.lastIndexOf('/'))
+  const locate = (to: string): string => to.startsWith(name) ? base + to.slice(name.length) : server + to.slice(PLACEHOLDER.length)
+  return new PouchDB(name, {
     skip_setup: true,
     ...auth === undefined ? {} : { auth },
-    fetch: (to: string, options: object) => PouchDB.fetch(to, { ...options, agent }),
+    fetch: (to: string, options: object) => PouchDB.fetch(locate(to), { ...options, agent }),
   })
 }
 

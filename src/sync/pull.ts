@@ -39,9 +39,9 @@ export class Pull {
     this.target = options.target
     this.#options = options
     const { source, target, logger } = options
-    // The source is named by its device, not by its address, so that its checkpoints outlive a new one.
-    const remote = openHttpDatabase(`http://${peerHost(source.device)}/couch/${encodeURIComponent(source.database)}`, { agent: source.agent })
-    const local = guardTarget(openHttpDatabase(`${target.url}/${encodeURIComponent(target.database)}`, { agent: target.agent, auth: target }), id => {
+    // Both are named without address or port, so that checkpoints outlive a new one.
+    const remote = openHttpDatabase(`${source.device}-${source.database}`, `http://${peerHost(source.device)}/couch/${encodeURIComponent(source.database)}`, { agent: source.agent })
+    const local = guardTarget(openHttpDatabase(`local-${target.database}`, `${target.url}/${encodeURIComponent(target.database)}`, { agent: target.agent, auth: target }), id => {
       logger.warn({ device: source.device, database: source.database, id: id.slice(0, 80) }, 'a document that was not asked for was dropped')
     })
     this.#databases = [remote, local]
