@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { createPublicKey, generateKeyPairSync, randomBytes, X509Certificate } from 'node:crypto'
+import { createPublicKey, generateKeyPairSync, randomBytes, sign, X509Certificate } from 'node:crypto'
 import { chmod, mkdir, readdir, readFile, readlink, rename, rm, stat, symlink, unlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -20,7 +20,7 @@ import { deviceIdOf, generateClientKey, generateKey, privateKeyFromPem, privateK
 import { Keystore } from '../src/identity/keystore.js'
 import { readLeaf } from '../src/identity/leaf.js'
 import { decodeOnePem, decodePem, encodePem } from '../src/identity/pem.js'
-import { REASON, signRevocation, verifyRevocation, type RevocationBody } from '../src/identity/revocation.js'
+import { encodeBody, REASON, signRevocation, verifyRevocation, type RevocationBody } from '../src/identity/revocation.js'
 import { effectiveRevocations, mergeRevocations, Revocations, type Revocation } from '../src/identity/revocations.js'
 import { readWhitelist, writeWhitelist } from '../src/identity/whitelist.js'
 import { basicConstraints, bits, der, EKU, extendedKeyUsage, idOf, integer, keyUsage, mintCa, mintLeaf, nameOf, p256Key, p384Key, respellP256, rsaKey, sequence, YEAR_MS } from './fixtures/mint.js'
@@ -615,6 +615,8 @@ await t.test('a revocation record has one spelling and one signer', async t => {
   const other = await generateKey()
   t.equal(codeOf(() => signRevocation(body, other.privateKey)), 'bad-certificate')
   t.equal(codeOf(() => verifyRevocation(record, readAuthority(mintCa('x', NOW).pem))), 'verification', 'another CA')
+  const inAnothersName = encodeBody({ ...body, ca: userIdOf(spkiOf(other.privateKey)) })
+  t.equal(codeOf(() => verifyRevocation({ v: 1, body: inAnothersName.toString('base64url'), sig: sign('sha256', inAnothersName, { key: privateKey, dsaEncoding: 'ieee-p1363' }).toString('base64url') }, ca)), 'verification', 'well signed, in the name of another CA')
   const bytes = Buffer.from(record.body, 'base64url')
   for (let at = 0; at < bytes.length; at++) {
     const changed = Buffer.from(bytes)
