@@ -98,6 +98,7 @@ await t.test('DER has one spelling', async t => {
     ['longer than its input', Buffer.from('300102', 'hex')],
     ['something after it', Buffer.from('30000500', 'hex')],
     ['indefinite length', Buffer.from('308005000000', 'hex')],
+    ['indefinite length of a string', Buffer.concat([Buffer.from('04800100', 'hex'), Buffer.alloc(254)])],
     ['a length in one byte too many', Buffer.from('30810205 00'.replace(' ', ''), 'hex')],
     ['a length in two bytes too many', Buffer.concat([Buffer.from('30820080', 'hex'), der(0x04, Buffer.alloc(126))])],
     ['a length in three bytes', Buffer.concat([Buffer.from('3083000400', 'hex'), Buffer.alloc(1024)])],
