@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { createPublicKey, generateKeyPairSync, randomBytes, X509Certificate } from 'node:crypto'
+import { createPublicKey, generateKeyPairSync, randomBytes, sign, X509Certificate } from 'node:crypto'
 import { chmod, mkdir, readdir, readFile, readlink, rename, rm, stat, symlink, unlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -20,7 +20,7 @@ import { deviceIdOf, generateClientKey, generateKey, privateKeyFromPem, privateK
 import { Keystore } from '../src/identity/keystore.js'
 import { readLeaf } from '../src/identity/leaf.js'
 import { decodeOnePem, decodePem, encodePem } from '../src/identity/pem.js'
-import { REASON, signRevocation, verifyRevocation, type RevocationBody } from '../src/identity/revocation.js'
+import { encodeBody, REASON, signRevocation, verifyRevocation, type RevocationBody } from '../src/identity/revocation.js'
 import { effectiveRevocations, mergeRevocations, Revocations, type Revocation } from '../src/identity/revocations.js'
 import { readWhitelist, writeWhitelist } from '../src/identity/whitelist.js'
 import { basicConstraints, bits, der, EKU, extendedKeyUsage, idOf, integer, keyUsage, mintCa, mintLeaf, nameOf, p256Key, p384Key, respellP256, rsaKey, sequence, YEAR_MS } from './fixtures/mint.js'
@@ -58,7 +58,7 @@ await t.test('the key forms', t => {
   const rsa = rsaKey(3072).spki
   const change = (at: number, spki = good): Buffer => { const copy = Buffer.from(spki); copy[at] = copy[at]! ^ 1; return copy }
   const tooBig = Buffer.concat([good.subarray(0, 27), Buffer.alloc(32, 0xff), good.subarray(59)])
-  for (const [name, spki] of Object.entries({ empty: Buffer.alloc(0), compressed: respellP256(good, 'compressed'), hybrid: respellP256(good, 'hybrid'), offCurve: change(90), longer: Buffer.concat([good, Buffer.of(0)]), tooBig, zero: Buffer.concat([good.subarray(0, 27), Buffer.alloc(64)]), head: change(20), p384: p384Key().spki, rsaHead: change(4, rsa), rsaEven: change(416, rsa), rsaExponent: change(421, rsa), rsa2048: rsaKey(2048).spki })) {
+  for (const [name, spki] of Object.entries({ empty: Buffer.alloc(0), compressed: respellP256(good, 'compressed'), hybrid: respellP256(good, 'hybrid'), offCurve: change(90), longer: Buffer.concat([good, Buffer.of(0)]), tooBig, zero: Buffer.concat([good.subarray(0, 27), Buffer.alloc(64)]), head: change(20), p384: p384Key().spki, notReduced: notReduced(good), rsaHead: change(4, rsa), rsaShorter: topBitOff(rsa), rsaEven: change(416, rsa), rsaExponent: change(421, rsa), rsa2048: rsaKey(2048).spki })) {
     t.equal(keyFormOf(spki), 'other', name)
   }
   t.equal(keyFormOf(rsa), 'rsa3072')
@@ -69,6 +69,27 @@ await t.test('the key forms', t => {
   t.end()
 })
 
+/** A point of the curve whose x is spelled as x + p, which still fits into 32 bytes. */
+function notReduced (spki: Buffer): Buffer {
+  const p = 2n ** 256n - 2n ** 224n + 2n ** 192n + 2n ** 96n - 1n
+  const b = 0x5ac635d8aa3a93e7b3ebbd55769886bc651d06b0cc53b0f63bce3c3e27d2604bn
+  const power = (base: bigint, exponent: bigint): bigint => exponent === 0n ? 1n : power(base * base % p, exponent >> 1n) * ((exponent & 1n) === 1n ? base : 1n) % p
+  const bytesOf = (value: bigint): Buffer => Buffer.from(value.toString(16).padStart(64, '0'), 'hex')
+  for (let x = 1n; ; x++) {
+    const square = (x * x * x - 3n * x + b + 3n * p) % p
+    const y = power(square, (p + 1n) / 4n)
+    if (y * y % p !== square) continue
+    if (keyFormOf(Buffer.concat([spki.subarray(0, 27), bytesOf(x), bytesOf(y)])) !== 'p256') throw new Error('the point is not on the curve')
+    return Buffer.concat([spki.subarray(0, 27), bytesOf(x + p), bytesOf(y)])
+  }
+}
+
+function topBitOff (spki: Buffer): Buffer {
+  const copy = Buffer.from(spki)
+  copy[33] = copy[33]! & 0x7f
+  return copy
+}
+
 await t.test('DER has one spelling', async t => {
   const leaf = mintLeaf(mintCa('user', NOW), p256Key().spki, NOW)
   const rows: Array<[string, Uint8Array]> = [
@@ -77,6 +98,7 @@ await t.test('DER has one spelling', async t => {
     ['longer than its input', Buffer.from('300102', 'hex')],
     ['something after it', Buffer.from('30000500', 'hex')],
     ['indefinite length', Buffer.from('308005000000', 'hex')],
+    ['indefinite length of a string', Buffer.concat([Buffer.from('04800100', 'hex'), Buffer.alloc(254)])],
     ['a length in one byte too many', Buffer.from('30810205 00'.replace(' ', ''), 'hex')],
     ['a length in two bytes too many', Buffer.concat([Buffer.from('30820080', 'hex'), der(0x04, Buffer.alloc(126))])],
     ['a length in three bytes', Buffer.concat([Buffer.from('3083000400', 'hex'), Buffer.alloc(1024)])],
@@ -190,12 +212,14 @@ await t.test('a leaf is read once, and is what its bytes say', async t => {
   const far = readLeaf(mintLeaf(ca, spki, NOW, { notAfter: Date.UTC(9999, 11, 31, 23, 59, 59) }))
   t.equal(far.notAfter, Date.UTC(9999, 11, 31, 23, 59, 59))
   t.equal(readLeaf(mintLeaf(ca, spki, NOW, { notBefore: Date.UTC(1970, 0, 1) })).notBefore, 0)
-  for (const [what, from, to] of [['31 February', '300615', '300231'], ['24:00', '300615115500', '300615245500'], ['a letter', '300615115500', '30061511550x']] as const) {
+  for (const [what, from, to] of [['31 February', '300615', '300231'], ['month 13', '300615', '301315'], ['month 0', '300615', '300015'], ['24:00', '300615115500', '300615245500'], ['a letter', '300615115500', '30061511550x']] as const) {
     t.equal(codeOf(() => readLeaf(Buffer.from(mintLeaf(ca, spki, NOW).toString('latin1').replace(from, to), 'latin1'))), 'bad-certificate', what)
   }
-  for (const [what, serial] of [['negative', Buffer.alloc(0)], ['21 bytes', Buffer.alloc(21, 0x40)]] as const) {
-    t.equal(codeOf(() => readLeaf(mintLeaf(ca, spki, NOW, { serial }))), 'bad-certificate', `a serial number: ${what}`)
-  }
+  const good = mintLeaf(ca, spki, NOW, { serial: Buffer.alloc(16, 0x41) })
+  t.equal(codeOf(() => readLeaf(good)), 'none')
+  t.equal(codeOf(() => readLeaf(Buffer.from(good.toString('latin1').replace('\x02\x10A', '\x02\x10\xc1'), 'latin1'))), 'bad-certificate', 'a negative serial number')
+  t.equal(codeOf(() => readLeaf(mintLeaf(ca, spki, NOW, { serial: Buffer.alloc(21, 0x40) }))), 'bad-certificate', 'a serial number of 21 bytes')
+  t.equal(codeOf(() => readLeaf(sequence(good.subarray(4), der(0x05)))), 'bad-certificate', 'something after the signature')
   t.equal(codeOf(() => readLeaf(mintLeaf(ca, spki, NOW, { extensions: [{ id: '2.5.29.17', value: sequence(der(0x86, Buffer.from('urn:\0'))) }] }))), 'bad-certificate', 'NUL in a URI')
 })
 
@@ -280,6 +304,8 @@ await t.test('the certificates that patchcord makes', async t => {
   await t.rejects(issueDevice({ ...issuing, now: now - 2 * 3_600_000 }), { code: 'bad-certificate' }, 'before its begin')
   const late = readLeaf(decodeOnePem(await issueDevice({ ...issuing, now: now + 19.9 * YEAR_MS }), 'CERTIFICATE'))
   t.ok(late.notAfter <= readAuthority(user.ca).notAfter, 'no leaf outlives its CA')
+  const early = readLeaf(decodeOnePem(await issueDevice({ ...issuing, now: now - 58 * 60_000 }), 'CERTIFICATE'))
+  t.equal(early.notBefore, readAuthority(user.ca).notBefore, 'nor begins before it')
   const client = spkiOf((await generateClientKey()).privateKey)
   t.match(readLeaf(decodeOnePem(await issueClient({ ...issuing, spki: client }), 'CERTIFICATE')), { keyForm: 'rsa3072', clientAuth: true, serverAuth: false })
   await t.rejects(issueDevice({ ...issuing, spki: client }), { code: 'bad-certificate' })
@@ -304,6 +330,8 @@ await t.test('a signing request is read for its key alone', async t => {
   t.equal(codeOf(() => readCsr(flip(at(spkiOf(privateKey)) + 90))), 'bad-certificate', 'another key')
   t.equal(codeOf(() => readCsr(encodePem('CERTIFICATE', bytes))), 'bad-certificate', 'another label')
   t.equal(codeOf(() => readCsr(der(0x30, Buffer.alloc(9000)))), 'bad-certificate', 'too long')
+  const long = await createCsr(privateKey, 'n'.repeat(9000))
+  t.equal(codeOf(() => readCsr(long)), 'bad-certificate', 'good but for its length')
   for (const [what, pair] of Object.entries({ p384: generateKeyPairSync('ec', { namedCurve: 'P-384' }), rsa: generateKeyPairSync('rsa', { modulusLength: 2048 }) })) {
     const dir = t.testdir({ 'k.pem': pair.privateKey.export({ type: 'pkcs8', format: 'pem' }).toString() })
     const { stdout } = await run('openssl', ['req', '-new', '-key', join(dir, 'k.pem'), '-subj', '/CN=x'])
@@ -324,6 +352,9 @@ await t.test('a bundle speaks for the device it holds', async t => {
   t.equal(codeOf(() => parseBundle(one.devicePem)), 'bad-certificate', 'no CA')
   t.equal(codeOf(() => parseBundle(formatBundle(one.devicePem, one.ca) + one.devicePem)), 'bad-certificate', 'three')
   t.equal(codeOf(() => parseBundle(formatBundle(one.ca, one.ca))), 'bad-certificate', 'a CA for a device')
+  const sameKey = await issueServer({ ca: one.ca, caKey: one.caKey, spki: spkiOf(one.device), device: one.deviceId, now: NOW })
+  t.equal(codeOf(() => parseIssue(one.devicePem + sameKey + one.ca)), 'bad-certificate', 'a server certificate over the device key')
+  t.equal(codeOf(() => parseIssue(one.devicePem + one.serverPem + one.ca)), 'none')
   t.match(parseBundle(formatBundle(one.devicePem, one.ca)), { device: one.deviceId, user: userIdOf(spkiOf(one.caKey)), deviceCertificate: one.devicePem, userCa: one.ca })
 })
 
@@ -430,9 +461,15 @@ await t.test('a device becomes another user\'s own, by files', async t => {
   const issued = await holder.issue(await joiner.request())
   const [device, server, ca] = decodePem(issued).map(({ label, der }) => encodePem(label, der)) as [string, string, string]
   const foreign = decodePem(await third.issue(await joiner.request())).map(({ label, der }) => encodePem(label, der)) as [string, string, string]
+  const serverFor = async (device: DeviceId, store: Keystore): Promise<string> => {
+    const spki = spkiOf(privateKeyFromPem(await store.serverKey()))
+    return await holder.withCaKey(async (caKey, ca) => await issueServer({ ca, caKey, spki, device, now: NOW }))
+  }
   for (const [what, pem] of Object.entries({
     'for another device': await holder.issue(await third.request()),
     'without the server certificate': device + ca,
+    'a server certificate over another server\'s key': device + await serverFor(before.device, third) + ca,
+    'a device certificate of another device, over our server key': decodePem(await holder.issue(await third.request())).map(({ label, der }) => encodePem(label, der))[0]! + await serverFor(third.identity.device, joiner) + ca,
     'the device certificate twice': device + device + ca,
     'the server certificate twice': server + server + ca,
     'another CA': device + server + foreign[2],
@@ -579,6 +616,8 @@ await t.test('a revocation record has one spelling and one signer', async t => {
   const other = await generateKey()
   t.equal(codeOf(() => signRevocation(body, other.privateKey)), 'bad-certificate')
   t.equal(codeOf(() => verifyRevocation(record, readAuthority(mintCa('x', NOW).pem))), 'verification', 'another CA')
+  const inAnothersName = encodeBody({ ...body, ca: userIdOf(spkiOf(other.privateKey)) })
+  t.equal(codeOf(() => verifyRevocation({ v: 1, body: inAnothersName.toString('base64url'), sig: sign('sha256', inAnothersName, { key: privateKey, dsaEncoding: 'ieee-p1363' }).toString('base64url') }, ca)), 'verification', 'well signed, in the name of another CA')
   const bytes = Buffer.from(record.body, 'base64url')
   for (let at = 0; at < bytes.length; at++) {
     const changed = Buffer.from(bytes)
