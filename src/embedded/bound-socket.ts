@@ -19,7 +19,7 @@ interface TcpHandle {
 /** The one thing of Node's `cluster` that is needed here. A `net.Server` that listens would take
  * connections itself, and there is no public way to bind and not to listen. */
 const { _createServerHandle: createServerHandle } = net as unknown as {
-  _createServerHandle (host: string, port: number, family: 4 | 6, fd: undefined, flags: number): TcpHandle | number
+  readonly _createServerHandle: (host: string, port: number, family: 4 | 6, fd: undefined, flags: number) => TcpHandle | number
 }
 
 /** Binds a loopback address; port 0 takes any that is free. Throws `port-in-use`. */

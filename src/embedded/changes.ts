@@ -34,6 +34,7 @@ export async function changes (exchange: Exchange, store: Store): Promise<void> 
   const waiter = new Waiter(store, exchange.signal)
   try {
     exchange.head(200, { 'Content-Type': 'application/json' })
+    exchange.flush()
     if (feed.kind !== 'continuous') await exchange.write('{"results":[\n')
     await run(exchange, store, feed, since, waiter)
   } finally {

@@ -88,6 +88,11 @@ export class Exchange {
     this.#response.writeHead(status, { ...ALWAYS, ...headers })
   }
 
+  /** Sends the head now: a feed that has nothing to say yet has begun all the same. */
+  flush (): void {
+    this.#response.flushHeaders()
+  }
+
   /** 304, where If-None-Match names the tag. */
   isUnchanged (tag: string): boolean {
     const given = this.request.headers.get('if-none-match')

@@ -38,7 +38,7 @@ function endOfString (bytes: Buffer, at: number): number {
   return bytes.length
 }
 
-const UTF8 = new TextDecoder('utf-8', { fatal: true })
+const UTF8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true })
 
 /** Parses a body; no body is an empty object. Throws 400 for what is not JSON in UTF-8, and for a member
  * called `__proto__`: JSON.parse keeps it as an ordinary one, but PouchDB's clone makes it the prototype,

@@ -12,6 +12,7 @@ export async function allDocs (exchange: Exchange, store: Store): Promise<void> 
   if (body['queries'] !== undefined) throw new Problem(501, 'not_implemented', '_all_docs takes no queries here')
   const keys = body['keys'] ?? exchange.jsonParameter('keys')
   if (keys !== undefined && !Array.isArray(keys)) throw badRequest('`keys` body member must be an array.')
+  if (Array.isArray(keys) && keys.some(key => typeof key === 'string' && key.startsWith('_local/'))) throw new Problem(403, 'forbidden', '_local documents are not listed here')
   const { doc_count: total, update_seq: sequence } = await store.read(pouch => pouch.info())
   const skip = exchange.count('skip') ?? 0
   exchange.head(200, { 'Content-Type': 'application/json' })
@@ -72,9 +73,11 @@ function isBeyond (key: unknown, below: boolean): boolean {
   return below ? typeof key !== 'object' && (typeof key !== 'string' || key === '') : typeof key === 'object'
 }
 
+const AT_ONCE = 32
+
 interface Wanted { readonly id: string, readonly rev: string | undefined }
 
-/** `POST /db/_bulk_get`, written out entry by entry: the documents need not fit into memory together. */
+/** `POST /db/_bulk_get`, written out as it is read: the documents need not fit into memory together. */
 export async function bulkGet (exchange: Exchange, store: Store): Promise<void> {
   const { docs } = await exchange.readObject()
   if (!Array.isArray(docs)) throw badRequest('Missing JSON list of \'docs\'.')
@@ -82,9 +85,12 @@ export async function bulkGet (exchange: Exchange, store: Store): Promise<void> 
   exchange.head(200, { 'Content-Type': 'application/json' })
   await exchange.write('{"results":[')
   let separator = '\n'
-  for (const one of wanted) {
-    const found = await store.read(pouch => openRevisions(pouch, one, exchange))
-    await exchange.write(`${separator}${JSON.stringify({ id: one.id, docs: found })}`)
+  // Some at once for speed; with attachments one by one, for each may be as large as a body.
+  const step = exchange.flag('attachments') ? 1 : AT_ONCE
+  for (let at = 0; at < wanted.length; at += step) {
+    const part = wanted.slice(at, at + step)
+    const found = await store.read(pouch => Promise.all(part.map(one => openRevisions(pouch, one, exchange))))
+    await exchange.write(separator + part.map(({ id }, index) => JSON.stringify({ id, docs: found[index] })).join(',\n'))
     separator = ',\n'
   }
   exchange.end('\n]}\n')

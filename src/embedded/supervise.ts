@@ -26,7 +26,7 @@ export type EmbeddedEvent =
 
 /** The embedded database in a process of its own. It is started again when it ends; address and port stay,
  * and what connects in between waits. */
-export interface EmbeddedChild extends Embedded {
+export interface EmbeddedChild extends Omit<Embedded, 'setAccounts'> {
   /** Of the process that runs now; undefined between two. */
   readonly pid: number | undefined
   /** Resolves when the accounts are in force. A process that does not say so in time is killed, and the
