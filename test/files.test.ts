@@ -13,6 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import t from 'tap'
 import { encodeBase32 } from '../src/core/base32.js'
+import type { Clock } from '../src/core/clock.js'
 import { PatchcordError, type ErrorCode } from '../src/core/errors.js'
 import { parseDatabaseName, type ContentId } from '../src/core/ids.js'
 import { CHUNK_BYTES } from '../src/files/buffers.js'
@@ -244,7 +245,7 @@ interface Serving {
   outcomes: Array<Served | PatchcordError>
   server: Server
   /** Requests whose outcome is not in yet. */
-  running (): number
+  running: () => number
 }
 
 /** A plain HTTP server whose only route is serveFile: `/<id>` and `/<id>/leaves`. */
@@ -568,6 +569,42 @@ void t.test('a buffer that the stack below still holds is not used again', async
   for (const buffer of again) buffer.fill(0xff)
   t.ok(held[0]?.equals(first), 'what is still being sent is unchanged')
   t.strictSame(openUnder(home), [])
+})
+
+void t.test('a buffer that leaves bit by bit is progress; one that stands still is not', async t => {
+  const home = t.testdir({})
+  const { store, id } = await largeStore(home)
+  const handle = { writeQueueSize: 1_000 }
+  class Trickling extends Writable {
+    readonly socket = { _handle: handle }
+    writeHead (): void {}
+    override _write (): void {}
+  }
+  // Time moves when the test says: four checks are due per stallMs.
+  let now = 0
+  let due: Array<() => void> = []
+  const clock: Clock = { now: () => now, monotonic: () => now, after: (_, task) => {
+    due.push(task)
+    return { cancel: () => { due = due.filter(other => other !== task) } }
+  } }
+  const pass = (): void => {
+    now += 250
+    for (const task of due.splice(0)) task()
+  }
+  const response = new Trickling()
+  const served = serveFile(store.reader, { id, part: 'content', method: 'GET', headers: new Map() }, response as never, { stallMs: 1_000 }, clock)
+  t.ok(await until(() => response.writableLength === 2 * CHUNK_BYTES))
+  for (let n = 0; n < 40; n++) {
+    handle.writeQueueSize--
+    pass()
+  }
+  t.equal(response.destroyed, false, 'ten times stallMs, and a byte each quarter')
+  for (let n = 0; n < 3; n++) pass()
+  t.equal(response.destroyed, false, 'three quarters of stallMs without one')
+  pass()
+  t.equal(response.destroyed, true, 'stallMs without one')
+  t.strictSame(await served, { status: 200, bytes: 0, ending: 'stalled' })
+  t.strictSame([due.length, openUnder(home)], [0, []])
 })
 
 void t.test('over TLS, to many clients of different speeds, every byte is right', async t => {
