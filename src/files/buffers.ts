@@ -1,4 +1,6 @@
-/** Bytes in a buffer of a transfer, of which two are in flight. 128 KiB to 1 MiB were measured; see the commit. */
+/** Bytes in a buffer of a transfer, of which two are in flight. Measured on loopback, 1 GiB, plain HTTP, MiB/s: 64 KiB
+ * 740, 128 KiB 1,600, 256 KiB 1,800, 512 KiB 2,350, 1 MiB 2,300. Over TLS, 256 KiB and more are alike (1,200 to 1,300),
+ * and each transfer holds two. */
 export const CHUNK_BYTES = 524_288
 
 /** Buffers of one size that are used again. A buffer goes back only once nothing else can still read it or write

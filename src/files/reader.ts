@@ -96,7 +96,9 @@ export class FileReader {
         this.#onDamage?.(path, 1)
         return []
       }
-      const { databases, damagedLine } = parseRecords(await file.handle.readFile('utf8'))
+      const text = Buffer.alloc(file.size)
+      const { bytesRead } = await file.handle.read(text, 0, file.size, 0)
+      const { databases, damagedLine } = parseRecords(text.toString('latin1', 0, bytesRead))
       if (damagedLine !== undefined) this.#onDamage?.(path, damagedLine)
       return databases
     } catch (error) {

@@ -25,6 +25,8 @@ export interface Known {
   isThere (id: ContentId, size: number): Promise<boolean>
   /** Whether it may have a file of this size (of more than one leaf): a hint, wrong in either direction at no harm. */
   mayHaveSize (size: number): Promise<boolean>
+  /** Runs the import of a file of more than one leaf when its turn comes. */
+  inTurn<Result> (task: () => Promise<Result>): Promise<Result>
 }
 
 export interface ImportOptions {
@@ -54,14 +56,7 @@ export async function stage (path: string, folder: string, known: Known, options
   try {
     const size = Number(before.size)
     const job: Job = { path, folder, source, before, size, options }
-    if (size <= LEAF_BYTES) return await stageLeaf(job, known)
-    if (await known.mayHaveSize(size)) {
-      const leaves = await hashLeaves(job, source)
-      await checkUnchanged(job)
-      const id = contentIdOf(leaves)
-      if (await known.isThere(id, size)) return { id, size }
-    }
-    return await cloneAndHash(job) ?? await copyAndHash(job)
+    return size <= LEAF_BYTES ? await stageLeaf(job, known) : await known.inTurn(() => stageLeaves(job, known))
   } finally {
     await source.close()
   }
@@ -104,11 +99,9 @@ function notRegular (path: string, what: string, hint: string, cause?: unknown):
 
 async function stageLeaf (job: Job, known: Known): Promise<Staged | { id: ContentId, size: number }> {
   const { size, options } = job
-  // One byte more than there should be shows a file that grew.
-  const buffer = Buffer.allocUnsafe(size + 1)
-  if (await readAt(job, job.source, buffer, 0) !== size) throw changed(job)
+  const bytes = Buffer.allocUnsafe(size)
+  if (await readAt(job, job.source, bytes, 0) < size) throw changed(job)
   await checkUnchanged(job)
-  const bytes = buffer.subarray(0, size)
   const leaves = leafHash(bytes)
   const id = contentIdOf(leaves)
   if (await known.isThere(id, size)) {
@@ -121,6 +114,16 @@ async function stageLeaf (job: Job, known: Known): Promise<Staged | { id: Conten
   })
   options.onProgress?.(size, size)
   return staged
+}
+
+async function stageLeaves (job: Job, known: Known): Promise<Staged | { id: ContentId, size: number }> {
+  if (await known.mayHaveSize(job.size)) {
+    const leaves = await hashLeaves(job, job.source)
+    await checkUnchanged(job)
+    const id = contentIdOf(leaves)
+    if (await known.isThere(id, job.size)) return { id, size: job.size }
+  }
+  return await cloneAndHash(job) ?? await copyAndHash(job)
 }
 
 async function copyAndHash (job: Job): Promise<Staged> {

@@ -1,4 +1,4 @@
-import { lstat, mkdir } from 'node:fs/promises'
+import { mkdir } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { syncFolder, writeDurably } from '../core/durable-file.js'
@@ -44,7 +44,6 @@ export class FileStore {
   readonly #placement: Placement
   readonly #perFile = new PerKey<ContentId>()
   readonly #known: Known
-  /** Leaves of a large import are 3 MiB of buffers and a busy disk: two such at once. */
   readonly #large = new PerKey<number>()
   #largeTurn = 0
   readonly #fetching = new Set<ContentId>()
@@ -57,7 +56,11 @@ export class FileStore {
     this.#partial = partialOf(root)
     const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
     this.#placement = new Placement(root, this.#partial, isThere)
-    this.#known = { isThere, mayHaveSize: async size => (await this.#largeSizes()).has(size) }
+    this.#known = {
+      isThere,
+      mayHaveSize: async size => (await this.#largeSizes()).has(size),
+      inTurn: task => this.#large.run(this.#largeTurn++ % LARGE_AT_ONCE, task),
+    }
   }
 
   /** Opens the store at the absolute path `root` (`…/files`; `…/partial` lies beside), making its folders where
@@ -76,9 +79,7 @@ export class FileStore {
    * already (one pass of hashing, nothing written). Throws `unreadable`, `changed-while-read`, `disk-full` or
    * the signal's reason; the store is then as it was. */
   async add (path: string, options: ImportOptions = {}): Promise<{ id: ContentId, size: number, isNew: boolean }> {
-    const { size: expected } = await lstat(path).catch((error: unknown) => { throw fileError(error, path) })
-    const run = (): ReturnType<typeof stage> => stage(path, this.#partial, this.#known, options)
-    const staged = await (expected > LEAF_BYTES ? this.#large.run(this.#largeTurn++ % 2, run) : run())
+    const staged = await stage(path, this.#partial, this.#known, options)
     if (!('temporary' in staged)) return { ...staged, isNew: false }
     const { id, size } = staged
     return { id, size, isNew: await this.place(staged) }
@@ -184,9 +185,18 @@ export class FileStore {
 
   /** Every file recorded for `database`. It reads every `.refs` there is. */
   async * recordsOf (database: DatabaseName): AsyncIterable<ContentId> {
-    for await (const id of this.#named('.refs')) {
-      if ((await this.records(id)).includes(database)) yield id
+    const recorded = async (ids: ContentId[]): Promise<ContentId[]> => {
+      const records = await Promise.all(ids.map(id => this.records(id)))
+      return ids.filter((_, at) => records[at]?.includes(database))
     }
+    let ids: ContentId[] = []
+    for await (const id of this.#named('.refs')) {
+      ids.push(id)
+      if (ids.length < RECORDS_AT_ONCE) continue
+      yield * await recorded(ids)
+      ids = []
+    }
+    yield * await recorded(ids)
   }
 
   /** Removes the file and what lies beside it, durably; whether it was here. Transfers under way go on to
@@ -260,6 +270,10 @@ export class FileStore {
   }
 }
 
+/** Imports of more than one leaf at once: each has 3 MiB of buffers, and keeps a disk busy on its own. */
+const LARGE_AT_ONCE = 2
+/** `.refs` files that are read at once: each takes four turns of the thread pool. */
+const RECORDS_AT_ONCE = 32
 /** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with. */
 const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap)$/
 
