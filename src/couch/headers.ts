@@ -29,7 +29,10 @@ export function requestHeaders (headers: ReadonlyMap<string, string>, { host, au
 
 function framing (headers: ReadonlyMap<string, string>): OutgoingHttpHeaders {
   if (headers.get('transfer-encoding') === 'chunked') return { 'transfer-encoding': 'chunked' }
-  return { 'content-length': headers.get('content-length') ?? '0' }
+  const length = headers.get('content-length') ?? '0'
+  // The canonical form has checked it; a body without its framing would be read as the next request.
+  if (!/^\d{1,15}$/.test(length)) throw new PatchcordError('internal', 'a request with a body has no framing')
+  return { 'content-length': length }
 }
 
 function media (headers: ReadonlyMap<string, string>, form: BodyForm): OutgoingHttpHeaders {

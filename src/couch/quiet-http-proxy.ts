@@ -17,7 +17,7 @@ export interface UpstreamHead {
   readonly agent: Agent
 }
 
-/** Each is called at most once per event; `failed` may come after `answered`, and more than once. */
+/** `failed` may come after `answered`, and more than once; a request that ends always has one of them. */
 export interface UpstreamListener {
   /** A connection is there, and nothing was written yet. */
   connected (request: ClientRequest): void
@@ -78,7 +78,12 @@ let proxy: HttpProxy | undefined
 function shared (): HttpProxy {
   if (proxy !== undefined) return proxy
   proxy = loadQuietly().createProxyServer({ selfHandleResponse: true, toProxy: true, xfwd: false })
-  proxy.on('proxyReq', (request, standIn) => { standInOf(standIn).listener.connected(request) })
+  proxy.on('proxyReq', (request, standIn) => {
+    const { listener } = standInOf(standIn)
+    // After a 101 that nobody asked for, Node closes the connection and tells no error.
+    request.once('close', () => { listener.failed(new Error('the connection ended')) })
+    listener.connected(request)
+  })
   proxy.on('proxyRes', (answer, standIn) => { standInOf(standIn).listener.answered(answer) })
   return proxy
 }
