@@ -102,7 +102,7 @@ t.test('refusals', async t => {
     [any, 'GET', '/notes/%5Fall_docs/', 404],
     [any, 'GET', 'http://[::1]/notes', 400],
     [any, 'GET', '/', 400, { headers: { host: 'evil.example' } }],
-    [any, 'GET', '/', 400, { headers: { host: 'localhost' } }],
+    [any, 'GET', '/', 400, { headers: { host: 'localhost.evil.example' } }],
     [any, 'GET', '/', 403, { headers: { origin: 'http://evil.example' } }],
     [any, 'GET', '/', 403, { headers: { 'sec-fetch-site': 'cross-site' } }],
     [any, 'POST', '/notes/doc', 400, { headers: { 'x-http-method-override': 'DELETE' }, body: {} }],
