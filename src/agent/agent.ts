@@ -19,7 +19,7 @@ import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { AccountBook } from './accounts.js'
-import { hostEmbedded, readLogin, useCouch, type CouchHost } from './couch-host.js'
+import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { takeLock } from './lock.js'
 import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
@@ -127,7 +127,11 @@ export class Agent {
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
-  get programLogin (): { username: string, password: string } { return this.#couch.loginOf(this.#accounts.program) }
+  /** The login of the person's own programs. */
+  get programLogin (): CouchLogin {
+    const { username, password } = this.#couch.loginOf(this.#accounts.program)
+    return { username, password }
+  }
 
   get listen (): ListenInfo[] {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
