@@ -35,7 +35,7 @@ const handles = (): string[] => process.getActiveResourcesInfo().filter(name => 
 const rows = (answer: Answer): Array<Record<string, unknown>> => answer.json.rows as Array<Record<string, unknown>>
 const ids = (answer: Answer): unknown[] => (answer.json.rows ?? answer.json.results ?? answer.json['docs'] as unknown[]).map(row => (row as Record<string, unknown>)['id'] ?? (row as Record<string, unknown>)['_id'])
 
-t.test('refusals', async t => {
+void t.test('refusals', async t => {
   const { url } = await start(t)
   await ask(url, 'PUT', '/notes/doc', { body: { a: 1 } })
   await ask(url, 'PUT', '/secret/doc', { body: { a: 1 } })
@@ -124,7 +124,7 @@ t.test('refusals', async t => {
   t.same(ids(await ask(url, 'GET', '/notes/_all_docs')), ['doc'], 'nothing of it was written')
 })
 
-t.test('strangers', async t => {
+void t.test('strangers', async t => {
   const { url } = await start(t)
   const answers = await Promise.all(['', 'nobody:x', 'me:wrong', 'me:', ':owner-secret', 'me:owner-secret2', 'ME:owner-secret'].map(auth => ask(url, 'GET', '/notes', { auth })))
   for (const answer of answers) {
@@ -141,12 +141,12 @@ t.test('strangers', async t => {
   t.equal(accounts.credential('Basic bWU='), undefined, 'a credential without a colon is none')
 })
 
-t.test('every row has a handler, and no handler is without a row', async t => {
+void t.test('every row has a handler, and no handler is without a row', async t => {
   const named = SURFACE.filter(({ path }) => path !== 'welcome' && path !== 'all-dbs').map(({ id }) => id)
   t.same(Object.keys(HANDLERS).toSorted(), named.toSorted())
 })
 
-t.test('databases', async t => {
+void t.test('databases', async t => {
   const { url, dir, ...embedded } = await start(t)
   t.match((await ask(url, 'GET', '/')).json, { couchdb: 'Welcome' })
   t.same((await ask(url, 'GET', '/_all_dbs')).json, ['notes', 'private-x', 'secret', 'team-a'])
@@ -173,7 +173,7 @@ t.test('databases', async t => {
   t.equal(both.filter(({ status }) => status === 'fulfilled').length, 1, 'of two who make one, one does')
 })
 
-t.test('documents', async t => {
+void t.test('documents', async t => {
   const { url } = await start(t)
   const on = (method: string, path: string, how?: Ask): Promise<Answer> => ask(url, method, `/notes/${path}`, how)
   const first = await on('PUT', 'a%2Fb', { body: { n: 1 } })
@@ -222,7 +222,7 @@ t.test('documents', async t => {
   t.notOk((await on('GET', '_all_docs')).text.includes('_local'), 'a checkpoint is no document')
 })
 
-t.test('attachments', async t => {
+void t.test('attachments', async t => {
   const { url } = await start(t)
   const text = 'hello, attachment'
   const made = await ask(url, 'PUT', '/notes/doc/dir/a.txt', { raw: text, headers: { 'content-type': 'text/plain' } })
@@ -270,7 +270,7 @@ t.test('attachments', async t => {
   }
 })
 
-t.test('bodies that are traps', async t => {
+void t.test('bodies that are traps', async t => {
   const { url } = await start(t)
   await ask(url, 'PUT', '/notes/doc', { body: {} })
   const deep = (levels: number): string => `${'['.repeat(levels)}${']'.repeat(levels)}`
@@ -352,7 +352,7 @@ t.test('bodies that are traps', async t => {
   t.equal((await ask(url, 'GET', '/notes/doc')).status, 200)
 })
 
-t.test('lists and comparisons', async t => {
+void t.test('lists and comparisons', async t => {
   const { url } = await start(t)
   const docs = Array.from({ length: 1203 }, (_, index) => ({ _id: `d${String(index).padStart(4, '0')}`, n: index }))
   await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs } })
@@ -393,7 +393,7 @@ t.test('lists and comparisons', async t => {
   t.notOk((await list('')).text.includes('_design'), 'searching leaves no design documents')
 })
 
-t.test('selectors', async t => {
+void t.test('selectors', async t => {
   const doc = { a: 1, s: 'text', l: [1, 'x', { y: 2 }], o: { p: { q: null } }, 'a.b': 7, t: true }
   const yes: object[] = [
     {}, { a: 1 }, { a: { $gt: 0, $lt: 2 } }, { s: { $gte: 'text' } }, { 'o.p.q': null }, { o: { p: { q: { $exists: true } } } }, { 'a\\.b': 7 },
@@ -409,7 +409,7 @@ t.test('selectors', async t => {
   for (const bad of [nested, [], 'x', { $where: '' }, { a: { $foo: 1 } }, { a: { $in: 7 } }, { a: { $exists: 'x' } }]) t.match(thrown(() => parseSelector(bad)), { status: 400 }, JSON.stringify(bad))
 })
 
-t.test('changes', async t => {
+void t.test('changes', async t => {
   const { url } = await start(t)
   for (const name of ['a', 'b', 'c']) await ask(url, 'PUT', `/notes/${name}`, { body: { name } })
   const changes = (query: string, how: Ask = {}): Promise<Answer> => ask(url, how.body === undefined ? 'GET' : 'POST', `/notes/_changes?${query}`, how)
@@ -453,7 +453,7 @@ t.test('changes', async t => {
   t.equal(timed.text(), '{"last_seq":5,"pending":0}\n')
 })
 
-t.test('feeds end with the right to them, with the database, and with the service', async t => {
+void t.test('feeds end with the right to them, with the database, and with the service', async t => {
   const { url, ...embedded } = await start(t)
   const open = (as: string, database = 'notes'): ReturnType<typeof openFeed> => openFeed(url, `/${database}/_changes?feed=continuous&heartbeat=5000`, as)
   const [reader, writer, laptop, me, dying] = await Promise.all([open('reader'), open('writer'), open('laptop'), open('me'), open('me', 'secret')])
@@ -475,7 +475,7 @@ t.test('feeds end with the right to them, with the database, and with the servic
   t.ok(performance.now() - stopped < 1500, 'feeds are not waited for')
 })
 
-t.test('replication with PouchDB', async t => {
+void t.test('replication with PouchDB', async t => {
   const { url } = await start(t)
   const dir = await temporary(t)
   const [here, there] = [localPouch(join(dir, 'here')), localPouch(join(dir, 'there'))]
@@ -513,7 +513,7 @@ async function localPouchReads (t: Test, url: string): Promise<{ denied: boolean
   return { denied: failed && there.status === 404 }
 }
 
-t.test('300 feeds at once', async t => {
+void t.test('300 feeds at once', async t => {
   const { url } = await start(t)
   const warnings: string[] = []
   const warned = (warning: Error): void => { warnings.push(warning.message) }
@@ -527,7 +527,7 @@ t.test('300 feeds at once', async t => {
   t.same(warnings, [], 'and no listener leaked')
 })
 
-t.test('limits of bodies', async t => {
+void t.test('limits of bodies', async t => {
   const { url } = await start(t, { limits: { bodyBytes: 200_000, smallBodyBytes: 1000, bodies: 2, bodiesPerAccount: 1, stallMs: 300, feedsPerAccount: 1 } })
   t.equal((await ask(url, 'PUT', '/notes/x', { body: { x: 'x'.repeat(200_001) } })).status, 413)
   t.equal((await ask(url, 'PUT', '/notes/x/a', { raw: Buffer.alloc(200_001) })).status, 413)
@@ -552,7 +552,7 @@ t.test('limits of bodies', async t => {
   feed.close()
 })
 
-t.test('a damaged database is named, and the others go on', async t => {
+void t.test('a damaged database is named, and the others go on', async t => {
   const { url, dir, stop } = await start(t)
   await ask(url, 'PUT', '/notes/doc', { body: {} })
   await stop()
@@ -569,7 +569,7 @@ t.test('a damaged database is named, and the others go on', async t => {
   t.same((await readdir(dir)).toSorted(), ['notes', 'private-x', 'secret', 'team-a'])
 })
 
-t.test('a write that compacts next to feeds, pages and attachments', async t => {
+void t.test('a write that compacts next to feeds, pages and attachments', async t => {
   const { url } = await start(t)
   const docs = ['2-aa', '2-zz'].map(_rev => ({ _id: 'split', _rev }))
   await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs, new_edits: false } })
@@ -597,7 +597,7 @@ t.test('a write that compacts next to feeds, pages and attachments', async t => 
   t.same(order, ['r1<', 'r2<', 'r2>', 'r1>', 'w<', 'w>', 'r3<', 'r3>'])
 })
 
-t.test('stop leaves nothing behind, and what was written stays', async t => {
+void t.test('stop leaves nothing behind, and what was written stays', async t => {
   const dir = join(await temporary(t), 'couch')
   const before = handles()
   const first = await startEmbedded({ dir, accounts: ACCOUNTS, listen: { host: '::1', port: 0 } })
