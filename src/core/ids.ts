@@ -4,8 +4,7 @@ import { PatchcordError } from './errors.js'
 // Branded types: a value of one of these can only come out of its parser, so code that takes one need
 // not check it again. The brand exists for the compiler alone.
 
-declare const brand: unique symbol
-type Branded<Base, Name extends string> = Base & { readonly [brand]: Name }
+type Branded<Base, Name extends string> = Base & { readonly __brand: Name }
 
 /** SHA-256 of a device key's SubjectPublicKeyInfo (DER), base32: 52 characters. It survives renewal. */
 export type DeviceId = Branded<string, 'DeviceId'>

@@ -20,6 +20,8 @@ export const DEFAULT_LIMITS = {
   heartbeatMs: 20_000,
   /** From the end of a request to the head of the upstream's answer (feeds are exempt). */
   upstreamMs: 60_000,
+  /** How long a long-poll of `/mail` waits for something new. */
+  mailPollMs: 60_000,
   /** One JSON body or attachment, and how many such bodies at once per whitelist entry. */
   bodyBytes: 256 * 1024 * 1024,
   bodies: 2,

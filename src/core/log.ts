@@ -1,7 +1,8 @@
 import { pino, type Logger } from 'pino'
 
 export type { Logger }
-export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent'
+export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
+export type LogLevel = typeof LOG_LEVELS[number]
 
 /** JSON lines on stderr. Nothing secret is ever handed to it; the redaction below is the second net,
  * for objects that hold more than their caller thought. */

@@ -1,5 +1,4 @@
 import PouchCore from 'pouchdb-core'
-// @ts-expect-error it ships no types
 import leveldb from 'pouchdb-adapter-leveldb'
 
 // The part of PouchDB 9 that this room calls, typed by what its LevelDB adapter does rather than by
@@ -61,7 +60,7 @@ export interface Pouch {
   close (): Promise<void>
 }
 
-const PouchDB = (PouchCore as unknown as { plugin (plugin: unknown): new (name: string, options: object) => Pouch }).plugin(leveldb)
+const PouchDB = (PouchCore as { plugin (plugin: unknown): new (name: string, options: object) => Pouch }).plugin(leveldb)
 
 /** Opens the LevelDB folder at the absolute path `folder`. Rejects with LevelDB's own error where it is
  * damaged, held by another process, or (unless `create`) not there. */

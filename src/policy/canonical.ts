@@ -211,11 +211,11 @@ function checkHost (headers: ReadonlyMap<string, string>, device: DeviceId): voi
   }
 }
 
-const LOOPBACK = /^(?:\[::1\]|127\.\d{1,3}\.\d{1,3}\.\d{1,3})$/
+const LOOPBACK = /^(?:localhost|\[::1\]|127\.\d{1,3}\.\d{1,3}\.\d{1,3})$/
 
 function checkLoopbackHost (headers: ReadonlyMap<string, string>): void {
   const name = HOST.exec(headers.get('host') ?? '')?.[1]
-  if (name === undefined || !LOOPBACK.test(name)) refuse('host', 'Host is not a literal loopback address')
+  if (name === undefined || !LOOPBACK.test(name)) refuse('host', 'Host is neither localhost nor a literal loopback address')
 }
 
 /** The one DNS name that the certificates of patchcord may carry (RFC 6761 reserves .invalid). */

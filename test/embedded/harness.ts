@@ -3,11 +3,8 @@ import { Agent, request, type IncomingHttpHeaders } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import PouchCore from 'pouchdb-core'
-// @ts-expect-error it ships no types
 import http from 'pouchdb-adapter-http'
-// @ts-expect-error it ships no types
 import leveldb from 'pouchdb-adapter-leveldb'
-// @ts-expect-error it ships no types
 import replication from 'pouchdb-replication'
 import type { Account } from '../../src/embedded/accounts.js'
 

@@ -1,0 +1,309 @@
+import { EventEmitter } from 'node:events'
+import { randomBytes } from 'node:crypto'
+import { mkdir } from 'node:fs/promises'
+import { createServer } from 'node:net'
+import { hostname } from 'node:os'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { hostOf, type Address } from '../core/address.js'
+import { systemClock, type Clock } from '../core/clock.js'
+import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
+import type { Home } from '../core/home.js'
+import type { DatabaseName, DeviceId } from '../core/ids.js'
+import { Resources } from '../core/lifecycle.js'
+import type { Limits } from '../core/limits.js'
+import type { Logger, LogLevel } from '../core/log.js'
+import type { ListenInfo, Status } from '../control/operations.js'
+import { checkSocketPath, ControlServer } from '../control/server.js'
+import { FileStore } from '../files/store.js'
+import { Keystore } from '../identity/keystore.js'
+import { Revocations } from '../identity/revocations.js'
+import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
+import { AccountBook } from './accounts.js'
+import { hostEmbedded, readLogin, useCouch, type CouchHost } from './couch-host.js'
+import { takeLock } from './lock.js'
+import { writeMail } from './mail.js'
+import { operationsOf } from './operations.js'
+import { Peers } from './peers.js'
+import { hostChild, hostInProcess, type ServerHost } from './server-host.js'
+import { readSettings, writeSettings, type Settings } from './settings.js'
+import { TrustBook } from './trust-book.js'
+
+export interface AgentOptions {
+  readonly home: Home
+  /** Where the open port listens; by default `[::]` at 4984, or at a free port that is then kept. */
+  readonly listen?: Address
+  /** A CouchDB to use instead of the embedded one, and the file with its login. */
+  readonly couch?: { readonly url: string, readonly credentialsFile: string }
+  readonly name?: string
+  readonly allowRouted?: boolean
+  readonly limits?: Partial<Limits>
+  readonly logLevel?: LogLevel
+  /** Server and database in this process instead of children, for `Lab`. */
+  readonly inProcess?: boolean
+}
+
+export interface AgentCollaborators {
+  readonly logger: Logger
+  readonly clock?: Clock
+}
+
+const DEFAULT_PORT = 4984
+
+/** What `taking` names: trust that is taken away reaches the server before anything else. */
+type Change = 'giving' | 'taking'
+
+/**
+ * The service of one user on one device: everything that needs a key, the user or the disk. It composes the
+ * rooms, starts and mends the children, and keeps what runs in step with what is trusted.
+ */
+export class Agent {
+  readonly home: Home
+  readonly clock: Clock
+  readonly logger: Logger
+  readonly events = new EventEmitter()
+  readonly keystore: Keystore
+  readonly book: TrustBook
+  readonly store: FileStore
+  readonly peers: Peers
+  readonly #options: AgentOptions
+  readonly #accounts: AccountBook
+  readonly #resources: Resources
+  #settings: Settings
+  #couch!: CouchHost
+  #server!: ServerHost
+  #databases: DatabaseName[] = []
+  #serial: Promise<unknown> = Promise.resolve()
+  #revoked: ReadonlySet<DeviceId> = new Set()
+
+  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, store: FileStore, settings: Settings) {
+    this.home = options.home
+    this.#options = options
+    this.logger = logger
+    this.clock = clock
+    this.#resources = resources
+    this.keystore = keystore
+    this.book = book
+    this.store = store
+    this.#settings = settings
+    this.#accounts = new AccountBook(settings.programPassword)
+    this.events.setMaxListeners(0)
+    const couch = (): CouchHost => this.#couch
+    this.peers = new Peers({
+      book, clock, logger,
+      isRevoked: device => this.#revoked.has(device),
+      credentials: async known => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca: known.ca, revoked: this.#revoked }),
+      couch: { get url () { return couch().url }, get agent () { return couch().client.agent } },
+      syncLogin: known => this.#couch.loginOf(this.#accounts.sync(book, known)),
+      createDatabase: name => this.createDatabase(name),
+      emit: event => { this.emit(event) },
+    })
+  }
+
+  /** Starts the service. The first run makes an identity. Throws, with nothing left running, where the home
+   * is in use or damaged, a port is taken, or CouchDB is down or refuses the password. */
+  static async start (options: AgentOptions, collaborators: AgentCollaborators): Promise<Agent> {
+    const { home } = options
+    const clock = collaborators.clock ?? systemClock
+    const resources = new Resources()
+    try {
+      checkSocketPath(home.socket)
+      await mkdir(home.root, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, home.root) })
+      resources.add(await takeLock(home.lock))
+      const keystore = await Keystore.openOrCreate(home.identity, clock, { alongside: () => Revocations.create(home.root) })
+      const book = await TrustBook.open(home.root)
+      const store = await FileStore.open(home.files)
+      const settings = await firstSettings(options)
+      const agent = new Agent(options, collaborators, resources, keystore, book, store, settings)
+      await agent.#start()
+      return agent
+    } catch (error) {
+      await resources.close().catch((closing: unknown) => { collaborators.logger.error({ err: closing }, 'what was started did not close') })
+      throw error
+    }
+  }
+
+  get name (): string { return this.#settings.name }
+  get couch (): CouchHost { return this.#couch }
+  get databases (): readonly DatabaseName[] { return this.#databases }
+  get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
+  get addresses (): readonly Address[] { return this.#server.addresses }
+  get programLogin (): { username: string, password: string } { return this.#couch.loginOf(this.#accounts.program) }
+
+  get listen (): ListenInfo[] {
+    return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
+  }
+
+  emit (event: object): void {
+    this.events.emit('event', event)
+  }
+
+  status (): Status {
+    const { device, user } = this.keystore.identity
+    return {
+      device, user, name: this.name,
+      listen: this.listen,
+      couch: { url: this.#couch.url, kind: this.#couch.kind },
+      server: { pid: this.#server.pid ?? null, confined: null },
+      peers: this.peers.all().map(peer => peer.status()),
+    }
+  }
+
+  /** Runs changes of trust one after the other, each with the book as the one before left it. */
+  serially<Result> (change: () => Promise<Result>): Promise<Result> {
+    const done = this.#serial.then(change)
+    this.#serial = done.catch(() => undefined)
+    return done
+  }
+
+  /** Brings server, accounts and links in step with the book; how many connections that cut. */
+  async apply (change: Change): Promise<number> {
+    this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
+    const toServer = async (): Promise<number> => (await this.#server.update(await this.#parts())).cut
+    let cut: number
+    if (change === 'taking') {
+      cut = await toServer()
+      await this.#couch.setAccounts(this.#accounts.all(this.book))
+    } else {
+      await this.#couch.setAccounts(this.#accounts.all(this.book))
+      cut = await toServer()
+    }
+    await this.peers.reconcile()
+    return cut
+  }
+
+  /** Makes a local database where it is missing, and tells the server. */
+  async createDatabase (name: DatabaseName): Promise<void> {
+    if (this.#databases.includes(name)) return
+    await this.#couch.createDatabase(name)
+    await this.#databasesAre(await this.#couch.databases())
+  }
+
+  async stop (): Promise<void> {
+    await this.#resources.close()
+  }
+
+  async #start (): Promise<void> {
+    const { clock, logger } = this
+    const { couch, inProcess = false, home } = this.#options
+    this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
+    const onDatabases = (names: DatabaseName[]): void => {
+      this.#databasesAre(names).catch((error: unknown) => { logger.error({ reason: messageOf(error) }, 'the server was not told of a database') })
+    }
+    if (couch === undefined) {
+      const port = this.#settings.couchPort ?? 0
+      this.#couch = await patiently(port, clock, () => hostEmbedded({ dir: home.couch, port, accounts: this.#accounts.all(this.book), owner: this.#accounts.owner, inProcess, logger, onDatabases }))
+      // Checkpoints of the person's own programs depend on the URL.
+      await this.#keep({ couchPort: Number(new URL(this.#couch.url).port) })
+    } else {
+      this.#couch = await useCouch(couch.url, await readLogin(couch.credentialsFile), clock, logger, onDatabases)
+    }
+    this.#resources.add(() => this.#couch.stop())
+    this.#databases = await this.#couch.databases()
+
+    const port = await this.#choosePort()
+    const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
+    this.#server = await patiently(port, clock, () => inProcess ? hostInProcess(options) : hostChild(options))
+    this.#resources.add(() => this.#server.stop())
+    if (this.#options.listen === undefined) await this.#keep({ port })
+
+    this.#resources.add(() => this.peers.stop())
+    await this.peers.reconcile()
+    const control = new ControlServer(home.socket, operationsOf(this), logger)
+    await control.listen()
+    this.#resources.add(() => control.close())
+  }
+
+  async #databasesAre (names: readonly DatabaseName[]): Promise<void> {
+    if (names.toSorted().join(' ') === this.#databases.join(' ')) return
+    this.#databases = names.toSorted()
+    this.emit({ event: 'databases', databases: this.#databases })
+    // Before the server runs there is nobody to tell: its env will have them.
+    if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: writeMail(this.book, this.#databases) })
+  }
+
+  async #choosePort (): Promise<number> {
+    const { listen } = this.#options
+    if (listen !== undefined) return listen.port
+    if (this.#settings.port !== undefined) return this.#settings.port
+    return await isFree(DEFAULT_PORT) ? DEFAULT_PORT : 0
+  }
+
+  async #env (port: number): Promise<ServerEnvInput> {
+    const { listen, allowRouted = false, limits, logLevel = 'info' } = this.#options
+    const bound = this.#server?.addresses[0]?.port
+    return {
+      version: 1,
+      listen: [{ host: listen === undefined ? '::' : hostOf(listen), port: bound ?? port }],
+      ...await this.#parts(),
+      files: { root: this.home.files },
+      allowRouted,
+      ...limits === undefined ? {} : { limits },
+      log: { level: logLevel },
+    }
+  }
+
+  /** Everything that an update may replace, as the book has it now. */
+  async #parts (): Promise<Required<Pick<ServerEnvInput, 'identity' | 'whitelist' | 'revoked' | 'grants' | 'couch' | 'mail'>> & ServerUpdate> {
+    const { device, serverCertificate, userCa } = this.keystore.identity
+    return {
+      identity: { device, key: await this.keystore.serverKey(), certificates: serverCertificate, userCa },
+      whitelist: [...this.book.whitelist],
+      revoked: [...this.#revoked],
+      grants: this.book.grants,
+      couch: this.#couchPart(),
+      mail: writeMail(this.book, this.#databases),
+    }
+  }
+
+  #couchPart (): NonNullable<ServerEnvInput['couch']> {
+    const credentials = Object.fromEntries([...this.#accounts.grants(this.book)].map(([name, account]) => {
+      const { username, password } = this.#couch.loginOf(account)
+      return [name, { username, password }]
+    }))
+    return { url: this.#couch.url, databases: [...this.#databases], credentials }
+  }
+
+  async #keep (settings: Partial<Settings>): Promise<void> {
+    const next = { ...this.#settings, ...settings }
+    if (JSON.stringify(next) === JSON.stringify(this.#settings)) return
+    await writeSettings(this.home.root, next)
+    this.#settings = next
+  }
+}
+
+async function firstSettings ({ home, name }: AgentOptions): Promise<Settings> {
+  const found = await readSettings(home.root)
+  const settings: Settings = found ?? { version: 1, name: hostname().slice(0, 100) || 'this device', programPassword: randomBytes(24).toString('base64url') }
+  const named = name === undefined ? settings : { ...settings, name }
+  if (named !== found) await writeSettings(home.root, named)
+  return named
+}
+
+/** The longest wait for what a killed `up` left behind. */
+const PATIENCE_MS = 10_000
+
+/** Tries again while a port that was chosen before is still in use: the children of a killed agent end by
+ * themselves, in a moment. */
+async function patiently<Result> (port: number, clock: Clock, start: () => Promise<Result>): Promise<Result> {
+  const deadline = clock.monotonic() + PATIENCE_MS
+  for (;;) {
+    try {
+      return await start()
+    } catch (error) {
+      const isWorthWaiting = port !== 0 && error instanceof PatchcordError && error.code === 'port-in-use'
+      if (!isWorthWaiting || clock.monotonic() > deadline) throw error
+      await sleep(250)
+    }
+  }
+}
+
+async function isFree (port: number): Promise<boolean> {
+  const server = createServer()
+  return await new Promise<boolean>((resolve, reject) => {
+    server.once('error', error => {
+      if (systemCode(error) === 'EADDRINUSE') resolve(false)
+      else reject(error)
+    })
+    server.listen({ host: '::', port, ipv6Only: true }, () => { server.close(() => { resolve(true) }) })
+  })
+}

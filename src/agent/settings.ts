@@ -1,0 +1,27 @@
+import { join } from 'node:path'
+import * as v from 'valibot'
+import { port } from '../core/shape.js'
+import { readState, writeState } from '../core/state-file.js'
+
+/** What this device made or was told once and keeps. `programPassword` is that of the person's own
+ * programs (`patchcord couch`). */
+const Shape = v.strictObject({
+  version: v.literal(1),
+  name: v.pipe(v.string(), v.minLength(1), v.maxLength(100)),
+  port: v.exactOptional(port),
+  couchPort: v.exactOptional(port),
+  programPassword: v.pipe(v.string(), v.minLength(20)),
+})
+
+export type Settings = v.InferOutput<typeof Shape>
+
+const pathIn = (root: string): string => join(root, 'settings.json')
+
+/** Undefined before the first run. Throws `bad-state` naming the file and the field. */
+export async function readSettings (root: string): Promise<Settings | undefined> {
+  return await readState(pathIn(root), Shape)
+}
+
+export async function writeSettings (root: string, settings: Settings): Promise<void> {
+  await writeState(pathIn(root), Shape, settings)
+}

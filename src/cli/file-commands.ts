@@ -1,0 +1,42 @@
+import { resolve } from 'node:path'
+import type { Context } from './context.js'
+import { formatBytes, formatSeconds } from './output.js'
+
+// The file store.
+
+export async function add ({ client, output, signal }: Context, paths: string[], { to }: { to?: string }): Promise<void> {
+  let files = 0
+  let bytes = 0
+  const started = performance.now()
+  const done = await client.call('add', { paths: paths.map(path => resolve(path)), ...to === undefined ? {} : { to } }, event => {
+    output.object(event)
+    if (event.event === 'added') {
+      files += 1
+      bytes += event.size
+      output.progress(`${files} files, ${formatBytes(bytes)}, ${formatBytes(bytes / ((performance.now() - started) / 1000))}/s`)
+      output.raw(`${event.id}  ${event.path}\n`)
+    } else if (event.event === 'failed') {
+      output.line(`not added: ${event.path}: ${event.error} (${event.hint})`)
+    }
+  }, signal)
+  output.object({ event: 'done', ...done })
+  output.endProgress()
+  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)} in ${formatSeconds(done.seconds)}`)
+}
+
+export async function ls ({ client, output, signal }: Context): Promise<void> {
+  await client.call('ls', {}, file => {
+    output.object(file)
+    output.raw(`${file.id}  ${formatBytes(file.size).padStart(9)}  ${file.databases.join(', ') || '-'}\n`)
+  }, signal)
+}
+
+export async function get ({ client, output, signal }: Context, id: string, { output: path, from, force = false }: { output: string, from?: string, force?: boolean }): Promise<void> {
+  const done = await client.call('get', { id, output: resolve(path), force, ...from === undefined ? {} : { from } }, event => {
+    output.object(event)
+    const { done, total, rate } = event
+    output.progress(`${formatBytes(done)} of ${formatBytes(total)}, ${formatBytes(rate)}/s, ${formatSeconds((total - done) / rate)} left`)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  output.line(`wrote ${path}: ${formatBytes(done.size)} in ${formatSeconds(done.seconds)}${done.sources.length === 0 ? ', from this device\'s own store' : ''}`)
+}

@@ -1,0 +1,87 @@
+import type { Writable } from 'node:stream'
+import { messageOf, PatchcordError } from '../core/errors.js'
+
+/** Where a command writes. With `--json` stdout has one JSON object a line, and people's text goes to
+ * stderr; without, people's text is on stdout. */
+export class Output {
+  readonly json: boolean
+  readonly #stdout: Writable & { isTTY?: boolean }
+  readonly #stderr: Writable & { isTTY?: boolean }
+  #hasProgress = false
+
+  constructor (json: boolean, stdout: Writable, stderr: Writable) {
+    this.json = json
+    this.#stdout = stdout
+    this.#stderr = stderr
+  }
+
+  /** An event, or the whole answer, for programs. */
+  object (value: object): void {
+    if (this.json) this.#stdout.write(`${JSON.stringify(value)}\n`)
+  }
+
+  /** A line for people. */
+  line (text = ''): void {
+    this.endProgress()
+    ;(this.json ? this.#stderr : this.#stdout).write(`${text}\n`)
+  }
+
+  /** Text that is the answer itself (a PEM, a listing), for people and pipes alike. */
+  raw (text: string): void {
+    if (!this.json) this.#stdout.write(text)
+  }
+
+  /** Rows in aligned columns, for people. */
+  table (rows: ReadonlyArray<readonly string[]>): void {
+    if (this.json) return
+    const widths: number[] = []
+    for (const row of rows) row.forEach((cell, column) => { widths[column] = Math.max(widths[column] ?? 0, cell.length) })
+    for (const row of rows) this.line(row.map((cell, column) => column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0)).join('  '))
+  }
+
+  /** One line that is written over, on a terminal alone. */
+  progress (text: string): void {
+    if (this.json || this.#stderr.isTTY !== true) return
+    this.#stderr.write(`\r\u001b[K${text}`)
+    this.#hasProgress = true
+  }
+
+  endProgress (): void {
+    if (this.#hasProgress) this.#stderr.write('\r\u001b[K')
+    this.#hasProgress = false
+  }
+
+  /** An error: the problem, then the hint. Returns the exit code. */
+  fail (error: unknown): number {
+    this.endProgress()
+    const known = error instanceof PatchcordError ? error : undefined
+    const hint = known?.hint
+    if (this.json) this.#stdout.write(`${JSON.stringify({ event: 'failed', error: messageOf(error), code: known?.code ?? 'internal', hint: hint ?? null })}\n`)
+    this.#stderr.write(`patchcord: ${messageOf(error)}\n`)
+    if (hint !== undefined) this.#stderr.write(`  hint: ${hint}\n`)
+    if (known === undefined && error instanceof Error && error.stack !== undefined) this.#stderr.write(`${error.stack}\n`)
+    return known?.exit ?? 1
+  }
+}
+
+/** 1536 as `1.5 KiB`. */
+export function formatBytes (bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB']
+  let value = bytes
+  let unit = 0
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024
+    unit += 1
+  }
+  return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`
+}
+
+/** 75 as `1m 15s`. */
+export function formatSeconds (seconds: number): string {
+  if (!Number.isFinite(seconds)) return '?'
+  if (seconds < 10) return `${seconds.toFixed(1)}s`
+  const whole = Math.round(seconds)
+  if (whole < 60) return `${whole}s`
+  if (whole < 3600) return `${Math.floor(whole / 60)}m ${whole % 60}s`
+  return `${Math.floor(whole / 3600)}h ${Math.floor(whole % 3600 / 60)}m`
+}

@@ -1,0 +1,119 @@
+import { Command, CommanderError } from 'commander'
+import { contextOf, type CliIo, type CommonOptions, type Context } from './context.js'
+import * as device from './device-commands.js'
+import * as file from './file-commands.js'
+import { Output } from './output.js'
+import * as service from './service-commands.js'
+import * as sharing from './sharing-commands.js'
+
+export interface Cli {
+  readonly io: CliIo
+  readonly version: string
+  readonly startService: service.StartService
+}
+
+/** Exit codes that are no error's (docs/contracts). */
+const EXIT = { done: 0, usage: 2, interrupted: 130 } as const
+
+/** Runs one command line (without node and script) and resolves with the exit code. It never exits. */
+export async function runCli (args: readonly string[], cli: Cli): Promise<number> {
+  const { io } = cli
+  const program = describeProgram(cli)
+  const isJson = args.includes('--json')
+  try {
+    await program.parseAsync([...args], { from: 'user' })
+    return EXIT.done
+  } catch (error) {
+    // commander has printed its own message already: help, the version, or what was wrong.
+    if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage
+    if (io.signal.aborted) return EXIT.interrupted
+    return new Output(isJson, io.stdout, io.stderr).fail(error)
+  }
+}
+
+function describeProgram ({ io, version, startService }: Cli): Command {
+  const program = new Command('patchcord')
+    .description('Your devices, and people you trust, exchange files and replicate CouchDB databases directly.')
+    .version(version, '--version')
+    .configureOutput({ writeOut: text => io.stdout.write(text), writeErr: text => io.stderr.write(text.replace(/^error: /, 'patchcord: ')) })
+    .exitOverride()
+    .showHelpAfterError('  hint: see `patchcord --help`')
+    .helpCommand('help [command]', 'shows the help of a command')
+  shared(program)
+
+  type Action = (context: Context, ...args: never[]) => Promise<void>
+  const command = (parent: Command, usage: string, description: string, example: string, action?: Action): Command => {
+    const made = parent.command(usage).description(description)
+    shared(made).addHelpText('after', `\nexample:\n  ${example.replaceAll('\n', '\n  ')}`)
+    if (action !== undefined) {
+      made.action(async (...given: unknown[]) => {
+        // commander hands over the arguments, then the options, then the command.
+        const options = made.optsWithGlobals<CommonOptions & Record<string, unknown>>()
+        const context = contextOf(io, options)
+        await (action as (context: Context, ...args: unknown[]) => Promise<void>)(context, ...given.slice(0, -2), options)
+      })
+    }
+    return made
+  }
+
+  command(program, 'up', 'run the service in the foreground: server, database, sync, control socket', 'patchcord up --name laptop',
+    (context: Context, options: service.UpOptions) => service.up(context, options, startService))
+    .option('--listen <host:port>', 'where the open port listens (default: [::]:4984, or a free port that is then kept)')
+    .option('--couch <url>', 'use this CouchDB on loopback instead of the embedded database')
+    .option('--couch-credentials-file <path>', 'its login: {"username","password"}, readable by you alone')
+    .option('--no-discovery', 'do not look for devices on the network')
+    .option('--allow-routed', 'let clients in that are not on a link of this machine')
+    .option('--name <label>', 'what this device is called')
+    .option('--log-level <level>', 'trace, debug, info, warn or error', 'info')
+  command(program, 'status', 'this device, its peers, what is syncing and how far each lags', 'patchcord status --json', service.status)
+  command(program, 'events', 'print what happens, as it happens', 'patchcord events --json', service.events)
+
+  command(program, 'identity', 'who this device is', 'patchcord identity --export laptop.pem', device.identity)
+    .option('--export <bundle.pem>', 'write the device certificate and its CA, for others to trust')
+  const devices = command(program, 'device', 'make another device your own, by files', 'patchcord device request -o request.pem')
+  command(devices, 'request', 'write a request that your CA holder can answer', 'patchcord device request -o request.pem', device.deviceRequest)
+    .requiredOption('-o, --output <csr>', 'where to write it')
+  command(devices, 'issue <csr>', 'answer the request of a device that becomes yours', 'patchcord device issue request.pem -o issued.pem --name desktop', device.deviceIssue)
+    .requiredOption('-o, --output <pem>', 'where to write the certificates')
+    .option('--name <label>', 'what the device is called here')
+  command(devices, 'install <pem>', 'become a device of the user who issued this', 'patchcord device install issued.pem', device.deviceInstall)
+  command(program, 'trust <bundle.pem>', 'trust a device of somebody else', 'patchcord trust friend.pem --name friend --at [fe80::1%eth0]:4984 --share notes:read', device.trust)
+    .requiredOption('--name <label>', 'what the device is called here')
+    .option('--at <host:port>', 'where it is')
+    .option('--share <database...>', 'what it may have: <database>, <database>:read or <database>:write')
+  command(program, 'devices', 'the devices that are trusted, and with what', 'patchcord devices', device.devices)
+  command(program, 'rename <device> <name>', 'call a device something else', 'patchcord rename "device abcd2345" desktop', device.rename)
+  command(program, 'revoke <device>', 'end the trust in a device, at once and for good', 'patchcord revoke friend', device.revoke)
+  command(program, 'connect <device>', 'remember where a device is', 'patchcord connect desktop --at [fe80::1%eth0]:4984', device.connect)
+    .requiredOption('--at <host:port>', 'a literal address; link-local ones with their interface')
+  command(program, 'explain <device> <method> <path>', 'whether a request is allowed, and which rule decides ("self" is this device)', 'patchcord explain friend GET /couch/notes/_changes', device.explain)
+
+  command(program, 'couch', 'the login of your own programs to the local database', 'patchcord couch --json', sharing.couch)
+  const db = command(program, 'db', 'the databases of this device', 'patchcord db create notes')
+  command(db, 'create <name>', 'make a database', 'patchcord db create notes', sharing.dbCreate)
+  command(db, 'ls', 'list them', 'patchcord db ls', sharing.dbLs)
+  command(program, 'share <database>', 'offer a database, and the files recorded for it, to a device', 'patchcord share notes --with friend\npatchcord share notes --with friend --write', sharing.share)
+    .requiredOption('--with <device>', 'a device by name or ID, or all listed devices of a user ID')
+    .option('--write', 'it may also add, replace and delete, and override history')
+  command(program, 'unshare <database>', 'take a share back; what runs is cut', 'patchcord unshare notes --with friend', sharing.unshare)
+    .requiredOption('--with <device>', 'a device by name or ID, or all listed devices of a user ID')
+  command(program, 'shares', 'what others offer', 'patchcord shares', sharing.shares)
+  command(program, 'accept <peer> <database>', 'receive what a peer offers', 'patchcord accept friend notes --as notes-of-friend', sharing.accept)
+    .option('--as <local>', 'the local database; by default it has the same name')
+    .option('--merge', 'merge into a local database that is there already')
+
+  command(program, 'add <path...>', 'take files and folders into the store', 'patchcord add holiday/ --to photos', file.add)
+    .option('--to <database>', 'record them for a database, so that its readers may have them')
+  command(program, 'ls', 'list the store', 'patchcord ls', file.ls)
+  command(program, 'get <id>', 'write a file of the store, or of a connected device, to a path', 'patchcord get mcpw4nwsibkykgenlt6xmh2apr6mi2t5h4yuzcbharu53yyv7tiq -o abc.txt', file.get)
+    .requiredOption('-o, --output <path>', 'where to write it')
+    .option('--from <device>', 'ask this device alone')
+    .option('--force', 'replace what is there')
+  return program
+}
+
+function shared (command: Command): Command {
+  return command
+    .option('--json', 'one JSON object per line on stdout')
+    .option('--home <dir>', 'the folder with all state of this device (default: PATCHCORD_HOME, or the XDG data folder)')
+}

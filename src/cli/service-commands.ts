@@ -1,0 +1,70 @@
+import type { Status } from '../control/operations.js'
+import type { Context } from './context.js'
+
+// The service itself: running it, and what it is doing.
+
+export interface UpOptions {
+  readonly listen?: string
+  readonly couch?: string
+  readonly couchCredentialsFile?: string
+  readonly allowRouted?: boolean
+  readonly discovery?: boolean
+  readonly name?: string
+  readonly logLevel?: string
+}
+
+/** The running service, as `up` needs it. */
+export interface RunningService {
+  status (): Status
+  onEvent (listener: (event: object) => void): void
+  stop (): Promise<void>
+}
+
+/** Starts the service; bin/ hands it in, so that this room needs nothing but the control socket. */
+export type StartService = (context: Context, options: UpOptions) => Promise<RunningService>
+
+/** Runs the service in the foreground until the signal aborts. */
+export async function up (context: Context, options: UpOptions, start: StartService): Promise<void> {
+  const { output, signal } = context
+  const service = await start(context, options)
+  const { device, user, name, listen, couch, peers } = service.status()
+  service.onEvent(event => { output.object(event) })
+  output.object({ event: 'ready', device, user, name, listen, couch })
+  output.line('patchcord is running')
+  output.table([['device', device], ['name', name], ['listens on', listen.map(({ host, port }) => `[${host}]:${port}`).join(', ')], ['database', `${couch.url} (${couch.kind}); its login: patchcord couch`]])
+  if (peers.length === 0) {
+    output.line('next, with another device of yours (each step in a second terminal, or on that device):')
+    output.line('  there   patchcord up; patchcord device request -o request.pem')
+    output.line('  here    patchcord device issue request.pem -o issued.pem --name <its name>')
+    output.line('  there   patchcord device install issued.pem; patchcord connect <this device> --at <host>:<port>')
+    output.line('or with somebody else\'s: patchcord trust --help')
+  }
+  if (!signal.aborted) await new Promise<void>(resolve => { signal.addEventListener('abort', () => { resolve() }, { once: true }) })
+  output.line('stopping')
+  await service.stop()
+}
+
+export async function status ({ client, output }: Context): Promise<void> {
+  const now = await client.call('status', {})
+  output.object(now)
+  output.table([
+    ['device', now.device], ['name', now.name],
+    ['listens on', now.listen.map(({ host, port }) => `[${host}]:${port}`).join(', ')],
+    ['database', `${now.couch.url} (${now.couch.kind})`],
+    ['server', now.server.pid === null ? 'not running; it is being started again' : `process ${now.server.pid}`],
+  ])
+  for (const peer of now.peers) {
+    output.line()
+    output.line(`${peer.name} (${peer.relation === 'own' ? 'your own device' : 'somebody else\'s'}): ${peer.connected ? `connected at ${peer.address} since ${peer.since}` : `not connected${peer.problem === null ? '' : `: ${peer.problem}`}`}`)
+    for (const { name, remote, state, lag } of peer.databases) output.line(`  ${name} <- ${remote}: ${state}${lag === null || lag === 0 ? '' : `, ${lag} changes behind`}`)
+  }
+  if (now.peers.length === 0) output.line('no other device is known yet')
+}
+
+/** Prints events as they happen until the signal aborts. */
+export async function events ({ client, output, signal }: Context): Promise<void> {
+  await client.call('events', {}, event => {
+    output.object(event)
+    if (!output.json) output.line(JSON.stringify(event))
+  }, signal)
+}

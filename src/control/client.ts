@@ -1,0 +1,48 @@
+import { request } from 'node:http'
+import { createInterface } from 'node:readline'
+import { once } from 'node:events'
+import type { IncomingMessage } from 'node:http'
+import { ERRORS, PatchcordError, systemCode, type ErrorCode } from '../core/errors.js'
+import type { Args, EventOf, OperationName, Result } from './operations.js'
+
+/** The typed client of the control socket. */
+export class ControlClient {
+  readonly #path: string
+
+  constructor (path: string) {
+    this.#path = path
+  }
+
+  /** Runs one operation; `onEvent` sees its events as they come. Throws the agent's own error, or
+   * `not-running` where nobody listens. Aborting ends the operation. */
+  async call<Name extends OperationName> (name: Name, args: Args<Name>, onEvent: (event: EventOf<Name>) => void = () => undefined, signal?: AbortSignal): Promise<Result<Name>> {
+    const body = JSON.stringify(args)
+    const sent = request({ socketPath: this.#path, method: 'POST', path: `/v1/${name}`, headers: { Host: 'localhost', 'Content-Length': Buffer.byteLength(body) }, ...signal === undefined ? {} : { signal } })
+    sent.end(body)
+    let response: IncomingMessage
+    try {
+      [response] = await once(sent, 'response') as [IncomingMessage]
+    } catch (error) {
+      throw this.#unreachable(error)
+    }
+    for await (const line of createInterface({ input: response })) {
+      const message = JSON.parse(line) as { result?: Result<Name>, error?: { code: string, message: string, hint: string } } & EventOf<Name>
+      if (message.error !== undefined) throw fromAgent(message.error)
+      if (message.result !== undefined) return message.result
+      onEvent(message)
+    }
+    throw new PatchcordError('stopped', 'the service stopped before it answered', { hint: 'start it again: patchcord up' })
+  }
+
+  #unreachable (error: unknown): unknown {
+    const code = systemCode(error)
+    if (code === 'ENOENT' || code === 'ECONNREFUSED') return new PatchcordError('not-running', 'the service is not running', { cause: error })
+    if (code === 'EACCES') return new PatchcordError('unreadable', `the control socket ${this.#path} belongs to another user`, { cause: error })
+    if (code === 'ECONNRESET') return new PatchcordError('stopped', 'the service stopped before it answered', { cause: error })
+    return error
+  }
+}
+
+function fromAgent ({ code, message, hint }: { code: string, message: string, hint: string }): PatchcordError {
+  return new PatchcordError(Object.hasOwn(ERRORS, code) ? code as ErrorCode : 'internal', message, { hint })
+}

@@ -1,0 +1,129 @@
+/**
+ * What the agent does for the command line and for other programs of this user, over a unix socket in a
+ * folder that only the user can enter: `POST /v1/<operation>` with a JSON object; the answer is a JSON
+ * object a line, events first, then `{"result":…}` or `{"error":{"code","message","hint"}}`.
+ *
+ *   curl --unix-socket $XDG_RUNTIME_DIR/patchcord/control.sock -d '{}' http://localhost/v1/status
+ */
+export interface Operations {
+  status: { args: object, result: Status }
+  identity: { args: object, result: IdentityInfo & { bundle: string } }
+  couch: { args: object, result: { url: string, username: string, password: string } }
+  'db-create': { args: { name: string }, result: { name: string } }
+  'db-ls': { args: object, result: { databases: string[] } }
+  'device-request': { args: object, result: { request: string } }
+  'device-issue': { args: { request: string, name?: string }, result: { device: string, certificates: string } }
+  'device-install': { args: { certificates: string }, result: { device: string, user: string } }
+  trust: { args: { bundle: string, name: string, at?: string, share?: string[] }, result: DeviceInfo }
+  devices: { args: object, result: { devices: DeviceInfo[] } }
+  rename: { args: { device: string, name: string }, result: DeviceInfo }
+  revoke: { args: { device: string }, result: { device: string, connectionsCut: number, spread: 'done' | 'pending' } }
+  connect: { args: { device: string, at: string }, result: DeviceInfo }
+  share: { args: { database: string, with: string, write?: boolean }, result: ShareResult }
+  unshare: { args: { database: string, with: string }, result: ShareResult }
+  shares: { args: object, result: { shares: OfferedShare[] } }
+  accept: { args: { peer: string, database: string, as?: string, merge?: boolean }, result: AcceptedShare }
+  explain: { args: { device: string, method: string, path: string }, result: Explanation }
+  add: { args: { paths: string[], to?: string }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
+  ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
+  get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferProgress, result: { id: string, size: number, seconds: number, sources: string[] } }
+  events: { args: object, event: object, result: object }
+}
+
+export type OperationName = keyof Operations
+
+export interface ListenInfo { host: string, port: number }
+
+export interface IdentityInfo {
+  device: string
+  user: string
+  name: string
+  hasCaKey: boolean
+  notBefore: string
+  notAfter: string
+}
+
+export interface Status {
+  device: string
+  user: string
+  name: string
+  listen: ListenInfo[]
+  couch: { url: string, kind: 'embedded' | 'couchdb' }
+  server: { pid: number | null, confined: string | null }
+  peers: PeerStatus[]
+}
+
+export interface PeerStatus {
+  device: string
+  user: string | null
+  name: string
+  relation: 'own' | 'peer'
+  connected: boolean
+  address: string | null
+  since: string | null
+  /** Why it is not connected, in words. */
+  problem: string | null
+  databases: Array<{ name: string, remote: string, direction: 'pull', lag: number | null, state: string }>
+  files: { missing: number }
+}
+
+export interface DeviceInfo {
+  device: string | null
+  user: string | null
+  name: string
+  relation: 'own' | 'peer'
+  grant: { databases: Record<string, 'read' | 'write'>, files: 'all' | 'referenced' }
+  addresses: string[]
+  certificate: { notBefore: string, notAfter: string } | null
+  state: 'trusted' | 'revoked' | 'this device'
+  revoked: boolean
+}
+
+export interface ShareResult {
+  database: string
+  with: string
+  grant: { databases: Record<string, 'read' | 'write'>, files: 'all' | 'referenced' }
+}
+
+export interface OfferedShare {
+  peer: string
+  name: string
+  database: string
+  access: 'read' | 'write'
+  accepted: string | null
+  reachable: boolean
+}
+
+export interface AcceptedShare {
+  peer: string
+  database: string
+  as: string
+  access: 'read' | 'write'
+}
+
+export interface Explanation {
+  allowed: boolean
+  status: number
+  rule: string
+  reason: string
+}
+
+export type AddEvent =
+  | { event: 'added', id: string, size: number, path: string, new: boolean }
+  | { event: 'progress', files: number, bytes: number }
+  | { event: 'failed', path: string, error: string, hint: string }
+
+export interface StoredFile { event: 'file', id: string, size: number, databases: string[] }
+
+export interface TransferProgress { event: 'progress', done: number, total: number, rate: number, sources: number }
+
+type Shape<Name extends OperationName> = Operations[Name]
+export type Args<Name extends OperationName> = Shape<Name>['args']
+export type Result<Name extends OperationName> = Shape<Name>['result']
+export type EventOf<Name extends OperationName> = Shape<Name> extends { event: infer Event } ? Event : never
+
+/** The agent's side of one operation: `args` is what came over the socket, unchecked. */
+export type Operation<Name extends OperationName = OperationName> =
+  (args: unknown, emit: (event: EventOf<Name>) => void, signal: AbortSignal) => Promise<Result<Name>>
+
+export type OperationTable = { readonly [Name in OperationName]: Operation<Name> }

@@ -1,0 +1,106 @@
+import { once } from 'node:events'
+import { chmod, mkdir, unlink } from 'node:fs/promises'
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import { dirname } from 'node:path'
+import { ERRORS, PatchcordError, systemCode } from '../core/errors.js'
+import type { Logger } from '../core/log.js'
+import type { Operation, OperationTable } from './operations.js'
+
+/** Arguments hold bundles and paths, never bulk. */
+const MOST_ARGS_BYTES = 4 * 1024 * 1024
+/** sun_path of unix(7), with its closing NUL. */
+const MOST_PATH_BYTES = 107
+
+/** The agent's end of the control socket. Who can enter the socket's folder (0700) is this user. */
+export class ControlServer {
+  readonly path: string
+  readonly #operations: OperationTable
+  readonly #logger: Logger
+  readonly #http: Server
+  readonly #running = new Set<AbortController>()
+
+  /** Throws `socket-path-too-long`. */
+  constructor (path: string, operations: OperationTable, logger: Logger) {
+    checkSocketPath(path)
+    this.path = path
+    this.#operations = operations
+    this.#logger = logger
+    this.#http = createServer((message, response) => { void this.#answer(message, response) })
+    this.#http.requestTimeout = 30_000
+  }
+
+  /** The caller holds the lock of the home folder, so a socket that is there was left behind. */
+  async listen (): Promise<void> {
+    await mkdir(dirname(this.path), { recursive: true, mode: 0o700 })
+    await unlink(this.path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw error })
+    this.#http.listen(this.path)
+    await once(this.#http, 'listening')
+    await chmod(this.path, 0o600)
+  }
+
+  async close (): Promise<void> {
+    for (const abort of this.#running) abort.abort()
+    const closed = new Promise<void>(resolve => { this.#http.close(() => { resolve() }) })
+    this.#http.closeIdleConnections()
+    setTimeout(() => { this.#http.closeAllConnections() }, 500).unref()
+    await closed
+  }
+
+  async #answer (message: IncomingMessage, response: ServerResponse): Promise<void> {
+    const abort = new AbortController()
+    this.#running.add(abort)
+    response.on('close', () => {
+      this.#running.delete(abort)
+      abort.abort()
+    })
+    const write = (line: object): void => {
+      if (!response.headersSent) response.writeHead(200, { 'Content-Type': 'application/x-ndjson' })
+      if (!response.destroyed) response.write(`${JSON.stringify(line)}\n`)
+    }
+    try {
+      const operation = this.#find(message)
+      const args = await readArgs(message)
+      write({ result: await operation(args, write, abort.signal) })
+    } catch (error) {
+      if (!(error instanceof PatchcordError)) this.#logger.error({ operation: message.url, err: error }, 'operation failed')
+      write({ error: describe(error) })
+    }
+    response.end()
+  }
+
+  #find ({ method, url, headers }: IncomingMessage): Operation {
+    // A web page cannot reach a unix socket; a proxy that somebody put before it could bring one here.
+    if (headers.origin !== undefined) throw new PatchcordError('refused', 'the control socket answers no web page')
+    const name = /^\/v1\/([a-z-]+)$/.exec(url ?? '')?.[1] ?? ''
+    if (method !== 'POST' || !Object.hasOwn(this.#operations, name)) throw new PatchcordError('usage', `there is no operation ${method} ${url}`)
+    return this.#operations[name as keyof OperationTable] as Operation
+  }
+}
+
+/** Throws `socket-path-too-long`, naming the path and its length. */
+export function checkSocketPath (path: string): void {
+  const bytes = Buffer.byteLength(path)
+  if (bytes > MOST_PATH_BYTES) throw new PatchcordError('socket-path-too-long', `the control socket's path has ${bytes} bytes, and the system takes ${MOST_PATH_BYTES}: ${path}`)
+}
+
+async function readArgs (message: IncomingMessage): Promise<unknown> {
+  const chunks: Buffer[] = []
+  let size = 0
+  for await (const chunk of message as AsyncIterable<Buffer>) {
+    size += chunk.length
+    if (size > MOST_ARGS_BYTES) throw new PatchcordError('too-large', `the arguments are longer than ${MOST_ARGS_BYTES} bytes`)
+    chunks.push(chunk)
+  }
+  if (size === 0) return {}
+  try {
+    return JSON.parse(Buffer.concat(chunks).toString('utf8')) as unknown
+  } catch {
+    throw new PatchcordError('usage', 'the arguments are not JSON')
+  }
+}
+
+function describe (error: unknown): { code: string, message: string, hint: string } {
+  return error instanceof PatchcordError
+    ? { code: error.code, message: error.message, hint: error.hint }
+    : { code: 'internal', message: 'an unexpected error', hint: ERRORS.internal.hint }
+}

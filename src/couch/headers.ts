@@ -1,0 +1,82 @@
+import type { IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http'
+import { PatchcordError } from '../core/errors.js'
+import type { BodyForm, PathForm } from '../policy/surface.js'
+
+// Both ways by allow-list: what is not named here does not pass. Pure.
+
+/** What goes on as it came, where its value is one a header can have. */
+const TO_COUCH = ['accept', 'accept-encoding', 'if-match', 'if-none-match', 'range', 'user-agent', 'x-couch-full-commit'] as const
+
+export interface RequestHeaderContext {
+  /** The upstream's own host and port. */
+  readonly host: string
+  /** The whole Authorization value of the credentials that the grant forwards with. */
+  readonly authorization: string
+  readonly bodyForm: BodyForm
+}
+
+/** The headers of the upstream request, written anew from the canonical ones. Throws `unsupported-media`
+ * for a JSON body of another type, or a Content-Encoding on anything but an attachment: CouchDB gunzips
+ * JSON bodies, and the check would read the wrapping. */
+export function requestHeaders (headers: ReadonlyMap<string, string>, { host, authorization, bodyForm }: RequestHeaderContext): OutgoingHttpHeaders {
+  const outgoing: OutgoingHttpHeaders = { host, authorization }
+  for (const name of TO_COUCH) {
+    const value = headers.get(name)
+    if (value !== undefined && isHeaderValue(value)) outgoing[name] = value
+  }
+  return bodyForm === 'none' ? outgoing : { ...outgoing, ...framing(headers), ...media(headers, bodyForm) }
+}
+
+function framing (headers: ReadonlyMap<string, string>): OutgoingHttpHeaders {
+  if (headers.get('transfer-encoding') === 'chunked') return { 'transfer-encoding': 'chunked' }
+  const length = headers.get('content-length') ?? '0'
+  // The canonical form has checked it; a body without its framing would be read as the next request.
+  if (!/^\d{1,15}$/.test(length)) throw new PatchcordError('internal', 'a request with a body has no framing')
+  return { 'content-length': length }
+}
+
+function media (headers: ReadonlyMap<string, string>, form: BodyForm): OutgoingHttpHeaders {
+  const encoding = headers.get('content-encoding')?.toLowerCase() ?? 'identity'
+  const type = headers.get('content-type')
+  if (form === 'attachment') {
+    if (encoding !== 'identity' && encoding !== 'gzip') throw new PatchcordError('unsupported-media', 'attachments are taken plain or in gzip')
+    return {
+      'content-type': type !== undefined && isHeaderValue(type) ? type : 'application/octet-stream',
+      ...encoding === 'gzip' ? { 'content-encoding': encoding } : {},
+    }
+  }
+  if (encoding !== 'identity') throw new PatchcordError('unsupported-media', 'a JSON body is taken without Content-Encoding alone')
+  const isEmpty = form === 'empty' && framing(headers)['content-length'] === '0'
+  if (!isEmpty && !isPlainJson(type)) throw new PatchcordError('unsupported-media', 'the body must be application/json, in UTF-8')
+  return { 'content-type': 'application/json' }
+}
+
+const JSON_TYPE = /^application\/json[ \t]*(?:;[ \t]*charset="?utf-8"?[ \t]*)?$/i
+
+function isPlainJson (type: string | undefined): boolean {
+  return type !== undefined && JSON_TYPE.test(type)
+}
+
+/** What comes back as it came. Cache-Control and Location are not among them: the former is written anew,
+ * the latter names the upstream's host, and nothing that replicates reads it. */
+const TO_CLIENT = ['content-type', 'content-length', 'content-encoding', 'etag', 'accept-ranges', 'content-range', 'content-md5', 'date'] as const
+
+/** The headers of the answer to the client. A value that no header may have is dropped, not thrown. */
+export function responseHeaders (incoming: IncomingHttpHeaders, path: PathForm): OutgoingHttpHeaders {
+  const outgoing: OutgoingHttpHeaders = { 'x-content-type-options': 'nosniff' }
+  for (const name of TO_CLIENT) {
+    const value = incoming[name]
+    if (typeof value === 'string' && isHeaderValue(value)) outgoing[name] = value
+  }
+  const length = outgoing['content-length']
+  if (length !== undefined && !/^\d{1,15}$/.test(String(length))) delete outgoing['content-length']
+  if (incoming['cache-control'] !== undefined) outgoing['cache-control'] = 'must-revalidate'
+  // Whoever may write an attachment chooses its type: a page of theirs must not run as ours.
+  if (path === 'attachment' || path === 'design-attachment') outgoing['content-security-policy'] = 'sandbox'
+  return outgoing
+}
+
+/** RFC 9110 section 5.5, which is also what Node lets into a header. */
+function isHeaderValue (value: string): boolean {
+  return /^[\t\x20-\x7e\x80-\xff]*$/.test(value)
+}

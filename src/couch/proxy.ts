@@ -1,0 +1,138 @@
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { isIP } from 'node:net'
+import { formatAddress, isLoopback } from '../core/address.js'
+import { systemClock, type Clock } from '../core/clock.js'
+import { PatchcordError } from '../core/errors.js'
+import { DEFAULT_LIMITS, type Limits } from '../core/limits.js'
+import { silentLogger, type Logger } from '../core/log.js'
+import type { CanonicalRequest } from '../policy/canonical.js'
+import type { Principal } from '../policy/principal.js'
+import { couchPath, type CouchAction } from '../policy/route.js'
+import { UpstreamPools } from './agents.js'
+import { createBodyCheck } from './body-check.js'
+import { boundedFeedQuery, isFeed } from './feed.js'
+import { requestHeaders } from './headers.js'
+import type { UpstreamTarget } from './quiet-http-proxy.js'
+import { Transfer, type Forwarded } from './transfer.js'
+
+// The couch room: what stands between a decided request and a CouchDB on loopback.
+//
+// It promises: upstream gets a path, headers and credentials that were written anew, and never a complete
+// body that the check refused; the client gets headers of an allow-list, and 401, 403 and 404 of our own.
+// It must never: decide (policy does), read a client's raw headers or URL, or hold admin credentials.
+//
+//   GET /couch/db/_changes?feed=longpoll          GET /db/_changes?feed=longpoll&heartbeat=20000 HTTP/1.1
+//   Authorization: Basic whatever            →    host: [::1]:5984
+//   Cookie: AuthSession=…                         authorization: Basic <credentials of the grant>
+
+/** The credentials that requests of a grant are forwarded with. */
+export interface CouchCredentials {
+  readonly username: string
+  readonly password: string
+}
+
+/** One request that the policy allowed. */
+export interface CouchExchange {
+  readonly action: CouchAction
+  readonly request: CanonicalRequest
+  readonly principal: Principal
+  readonly credentials: CouchCredentials
+  /** Read for its body alone. */
+  readonly body: IncomingMessage
+  readonly response: ServerResponse
+}
+
+export interface CouchProxyOptions {
+  /** `http://` and a literal loopback address. */
+  readonly url: string
+  /** What is not given has its default. */
+  readonly limits?: Partial<Limits>
+  readonly logger?: Logger
+  readonly clock?: Clock
+}
+
+export class CouchProxy {
+  readonly #target: UpstreamTarget
+  readonly #limits: Limits
+  readonly #logger: Logger
+  readonly #clock: Clock
+  readonly #pools: UpstreamPools
+  readonly #transfers = new Set<Transfer>()
+  #closed = false
+
+  /** Throws `bad-env` for a URL that is not one of a literal loopback address. Opens nothing. */
+  constructor ({ url, limits = {}, logger = silentLogger(), clock = systemClock }: CouchProxyOptions) {
+    this.#target = parseCouchUrl(url)
+    this.#limits = Object.freeze({ ...DEFAULT_LIMITS, ...limits })
+    this.#logger = logger
+    this.#clock = clock
+    this.#pools = new UpstreamPools(this.#limits.feedsPerEntry)
+  }
+
+  /** Forwards one request and relays its answer. Rejects with PatchcordError while the response is not
+   * begun: what the body check refused, `unsupported-media`, `upstream-down`, `upstream-slow`, `refused`
+   * (CouchDB's own no), `stopped`. Once it is begun a failure destroys the client's connection, and the
+   * promise says so in `cut`. A 404 of CouchDB's is answered here, in the gate's own bytes. */
+  async forward ({ action, request, principal, credentials, body, response }: CouchExchange): Promise<Forwarded> {
+    if (this.#closed) throw new PatchcordError('stopped', 'the proxy is closed')
+    const { row } = action
+    if (row.needs === 'nothing') throw new PatchcordError('internal', `"${row.id}" is answered here, never by CouchDB`)
+    const most = row.body === 'checkpoint' ? this.#limits.checkpointBytes : this.#limits.bodyBytes
+    if ((request.body?.length ?? 0) > most) throw new PatchcordError('too-large', `the body is larger than ${most} bytes`)
+    // A body goes up where the row has one; whatever came with a DELETE stays here.
+    const mayHaveBody = row.body !== 'none' && (request.method === 'PUT' || request.method === 'POST')
+    const feed = isFeed(action)
+    const query = feed ? boundedFeedQuery(action.query, this.#limits.heartbeatMs) : action.query
+    const headers = requestHeaders(request.headers, {
+      host: formatAddress(this.#target),
+      authorization: basicAuthorization(credentials),
+      bodyForm: mayHaveBody ? row.body : 'none',
+    })
+    const pools = this.#pools.acquire(principal.entry)
+    const transfer = new Transfer({
+      target: this.#target,
+      method: request.method,
+      path: couchPath(action, query, principal.checkpoints),
+      headers,
+      agent: feed ? pools.feeds : pools.documents,
+      pathForm: row.path,
+      isFeed: feed,
+      check: mayHaveBody ? createBodyCheck(row.body, this.#limits, principal.relation) : undefined,
+    }, body, response, { limits: this.#limits, clock: this.#clock, logger: this.#logger })
+    this.#transfers.add(transfer)
+    try {
+      return await transfer.done
+    } finally {
+      this.#transfers.delete(transfer)
+      this.#pools.release(principal.entry)
+    }
+  }
+
+  /** Ends every running transfer and connection, and resolves when all of them are told. */
+  async close (): Promise<void> {
+    this.#closed = true
+    const running = [...this.#transfers]
+    for (const transfer of running) transfer.close()
+    await Promise.allSettled(running.map(transfer => transfer.done))
+    this.#pools.close()
+  }
+}
+
+const COUCH_URL = /^http:\/\/(?:\[(::1)\]|(127\.\d{1,3}\.\d{1,3}\.\d{1,3}))(?::(\d{1,5}))?\/?$/
+
+/** Parses `http://[::1]:5984`. Not by URL: it takes `127.1`, `0x7f000001` and names for addresses. */
+export function parseCouchUrl (url: string): UpstreamTarget {
+  const parts = COUCH_URL.exec(url)
+  const host = parts?.[1] ?? parts?.[2] ?? ''
+  const port = Number(parts?.[3] ?? 80)
+  if (isIP(host) === 0 || !isLoopback(host) || port < 1 || port > 65535) {
+    // The URL is not told: it may hold a password.
+    throw new PatchcordError('bad-env', 'couch.url is not a literal loopback address', { hint: 'write http://[::1]:5984 or http://127.0.0.1:5984, without a path or credentials' })
+  }
+  return { host, port }
+}
+
+function basicAuthorization ({ username, password }: CouchCredentials): string {
+  if (username.includes(':')) throw new PatchcordError('bad-env', 'the CouchDB user name of a grant holds a colon')
+  return `Basic ${Buffer.from(`${username}:${password}`).toString('base64')}`
+}

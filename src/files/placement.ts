@@ -1,0 +1,165 @@
+import { mkdir, open, rename } from 'node:fs/promises'
+import { syncFolder } from '../core/durable-file.js'
+import { fileError, systemCode } from '../core/errors.js'
+import type { ContentId } from '../core/ids.js'
+import { HASH_BYTES } from './content-id.js'
+import { unlinkIfThere } from './folders.js'
+import { pathOf, shardOf } from './layout.js'
+import { removeTemporary, temporaryIn, writeAt, type Staged } from './staging.js'
+
+// Puts staged files into place, durably: the file and its leaf list are fsynced, the list is renamed beside
+// and its folder fsynced, then the file is renamed and the folder fsynced again. A file that is in place so
+// always has its list, and after a crash there is a whole file or none.
+//
+// What waits while a group is on its way to the disk becomes the next group, whose fsyncs run at once and whose
+// folders are fsynced once each: adding many small files costs the disk a fraction of its waits.
+
+/** More than this many files at once gain nothing, and each holds a descriptor. */
+const GROUP = 128
+const COMPLETE_MODE = 0o444
+
+interface Waiting {
+  readonly staged: Staged
+  /** The temporary of the leaf list, until it is beside the file. */
+  list?: string
+  readonly resolve: (isNew: boolean) => void
+  readonly reject: (error: unknown) => void
+}
+
+export class Placement {
+  readonly #root: string
+  readonly #partial: string
+  readonly #isThere: (id: ContentId, size: number) => Promise<boolean>
+  readonly #shards = new Set<string>()
+  #waiting: Waiting[] = []
+  #isRunning = false
+
+  constructor (root: string, partial: string, isThere: (id: ContentId, size: number) => Promise<boolean>) {
+    this.#root = root
+    this.#partial = partial
+    this.#isThere = isThere
+  }
+
+  /** Resolves once the file is in place and durable: true, or false where it was there already. Takes over `staged`:
+   * its handle is closed and its temporary gone in every case. Throws `disk-full` and the like. */
+  async place (staged: Staged): Promise<boolean> {
+    return await new Promise((resolve, reject) => {
+      this.#waiting.push({ staged, resolve, reject })
+      if (!this.#isRunning) void this.#run()
+    })
+  }
+
+  async #run (): Promise<void> {
+    this.#isRunning = true
+    while (this.#waiting.length > 0) await this.#commit(this.#nextGroup())
+    this.#isRunning = false
+  }
+
+  /** Of several of one ID, one: the others' turn comes when it is there, or has failed. */
+  #nextGroup (): Waiting[] {
+    const group = new Map<ContentId, Waiting>()
+    const rest: Waiting[] = []
+    for (const waiting of this.#waiting) {
+      if (group.size < GROUP && !group.has(waiting.staged.id)) group.set(waiting.staged.id, waiting)
+      else rest.push(waiting)
+    }
+    this.#waiting = rest
+    return [...group.values()]
+  }
+
+  async #commit (group: Waiting[]): Promise<void> {
+    let live = group
+    // One that fails is out, and does not hold up the others.
+    const each = async (step: (waiting: Waiting) => Promise<void>): Promise<void> => {
+      const kept = await Promise.all(live.map(async waiting => {
+        try {
+          await step(waiting)
+          return [waiting]
+        } catch (error) {
+          await this.#discard(waiting).catch(() => { /* the first error is the one to tell */ })
+          waiting.reject(fileError(error, pathOf(this.#root, waiting.staged.id)))
+          return []
+        }
+      }))
+      live = kept.flat()
+    }
+    const old = new Set<Waiting>()
+    await each(async waiting => {
+      if (!await this.#isThere(waiting.staged.id, waiting.staged.size)) return
+      await this.#discard(waiting)
+      old.add(waiting)
+    })
+    for (const { resolve } of old) resolve(false)
+    live = live.filter(waiting => !old.has(waiting))
+    await each(async waiting => { await this.#settle(waiting) })
+    const shards = this.#makeShards(live)
+    await each(async () => { await shards })
+
+    const withList = live.filter(({ list }) => list !== undefined)
+    await each(async waiting => {
+      if (waiting.list === undefined) return
+      await rename(waiting.list, pathOf(this.#root, waiting.staged.id, '.leaves'))
+    })
+    const lists = this.#syncShards(withList)
+    await each(async waiting => { await lists.get(this.#shard(waiting)) })
+    await each(async ({ staged }) => { await rename(staged.temporary, pathOf(this.#root, staged.id)) })
+    const files = this.#syncShards(live)
+    await each(async waiting => { await files.get(this.#shard(waiting)) })
+    for (const { resolve } of live) resolve(true)
+  }
+
+  /** The bytes on the disk, and the list's too. */
+  async #settle (waiting: Waiting): Promise<void> {
+    const { handle, leaves } = waiting.staged
+    if (leaves.length > HASH_BYTES) {
+      waiting.list = temporaryIn(this.#partial)
+      const list = await open(waiting.list, 'wx', 0o600)
+      try {
+        await writeAt(list, leaves, 0)
+        await list.chmod(COMPLETE_MODE)
+        await list.sync()
+      } finally {
+        await list.close()
+      }
+    }
+    await handle.chmod(COMPLETE_MODE)
+    await handle.sync()
+    await handle.close()
+  }
+
+  async #makeShards (group: Waiting[]): Promise<void> {
+    const missing = [...new Set(group.map(waiting => this.#shard(waiting)))].filter(shard => !this.#shards.has(shard))
+    if (missing.length === 0) return
+    await Promise.all(missing.map(async shard => {
+      await mkdir(shard, { mode: 0o700 }).catch((error: unknown) => { if (systemCode(error) !== 'EEXIST') throw error })
+    }))
+    await syncFolder(this.#root)
+    for (const shard of missing) this.#shards.add(shard)
+  }
+
+  /** Each folder once; a failure is for the files in it. */
+  #syncShards (group: Waiting[]): Map<string, Promise<void>> {
+    const syncs = new Map<string, Promise<void>>()
+    for (const waiting of group) {
+      const shard = this.#shard(waiting)
+      if (syncs.has(shard)) continue
+      const sync = syncFolder(shard)
+      sync.catch(() => { /* whoever waits for it is told; a group that has failed before does not wait */ })
+      syncs.set(shard, sync)
+    }
+    return syncs
+  }
+
+  #shard ({ staged }: Waiting): string {
+    return shardOf(this.#root, staged.id)
+  }
+
+  async #discard ({ staged, list }: Waiting): Promise<void> {
+    await staged.handle.close()
+    await removeTemporary(staged.temporary)
+    if (list === undefined) return
+    await removeTemporary(list)
+    // Its list may be in place already; without the file it would say nothing to anybody.
+    if (!await this.#isThere(staged.id, staged.size)) await unlinkIfThere(pathOf(this.#root, staged.id, '.leaves'))
+  }
+}

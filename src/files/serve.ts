@@ -1,0 +1,148 @@
+import type { ServerResponse } from 'node:http'
+import { systemClock, type Clock } from '../core/clock.js'
+import { PatchcordError } from '../core/errors.js'
+import type { ContentId } from '../core/ids.js'
+import { CHUNK_BYTES, type BufferPool } from './buffers.js'
+import { Outflow, type Ending } from './outflow.js'
+import { matchFails, noneMatchHits, parseRange, rangeStands } from './range.js'
+import type { FileReader } from './reader.js'
+
+// Answers GET and HEAD of one file or of its leaf list. The decision whether the caller may read it was made
+// before; here only the store and RFC 9110 speak. Content-Length is a promise: where the bytes run
+// out under a transfer the connection is destroyed, never padded, so that the client knows.
+
+export interface FileRequest {
+  readonly id: ContentId
+  readonly part: 'content' | 'leaves'
+  readonly method: 'GET' | 'HEAD'
+  /** Names in lower case. */
+  readonly headers: ReadonlyMap<string, string>
+}
+
+export interface Served {
+  readonly status: 200 | 206 | 304 | 412 | 416
+  /** Bytes of the body that left this process. */
+  readonly bytes: number
+  readonly ending: Ending
+}
+
+/** Header of a leaf list's answer: the size of the file, in decimal. */
+export const FILE_SIZE_HEADER = 'Patchcord-File-Size'
+
+/** Bodies up to this size get a buffer of their own, so that a thousand small files hold no large ones. */
+const SMALL_BYTES = 65_536
+
+/** Answers the request and resolves when the answer has ended, however it ended (`ending` says). Throws
+ * `not-found` where the file is not there, and `unreadable` where the system refuses it, both before any
+ * header is set; after that it does not throw. Every handle is closed when it resolves. */
+export async function serveFile (reader: FileReader, request: FileRequest, response: ServerResponse, limits: { readonly stallMs: number }, clock: Clock = systemClock): Promise<Served> {
+  const body = await bodyOf(reader, request)
+  if (body === undefined) throw new PatchcordError('not-found', `there is no file ${request.id} here`)
+  try {
+    const { status, headers, start, length } = plan(request, body)
+    response.writeHead(status, headers)
+    const outflow = new Outflow(response, limits.stallMs, clock)
+    const ending = await send(body, reader.chunks, start, request.method === 'HEAD' ? 0 : length, outflow)
+    return { status, bytes: outflow.bytes, ending }
+  } finally {
+    await body.close()
+  }
+}
+
+interface Body {
+  readonly size: number
+  readonly extra: Record<string, string>
+  /** Reads into `buffer` from its start; how many bytes, 0 at the end. */
+  read (buffer: Buffer, length: number, position: number): Promise<number>
+  close (): Promise<void>
+}
+
+async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<Body | undefined> {
+  if (part === 'content') {
+    const file = await reader.open(id)
+    if (file === undefined) return undefined
+    return {
+      size: file.size,
+      extra: {},
+      read: async (buffer, length, position) => (await file.handle.read(buffer, 0, length, position)).bytesRead,
+      close: () => file.handle.close(),
+    }
+  }
+  const list = await reader.openLeaves(id)
+  if (list === undefined) return undefined
+  const { bytes, file } = list
+  return {
+    size: bytes?.length ?? file?.size ?? 0,
+    extra: { [FILE_SIZE_HEADER]: String(list.fileSize) },
+    async read (buffer, length, position) {
+      if (bytes !== undefined) return bytes.copy(buffer, 0, position, position + length)
+      return (await file?.handle.read(buffer, 0, length, position))?.bytesRead ?? 0
+    },
+    close: () => list.close(),
+  }
+}
+
+/** What to answer, in the order of RFC 9110 section 13.2.2. Range means nothing for HEAD (section 14.2). */
+function plan ({ id, method, headers: asked }: FileRequest, { size, extra }: Body): { status: Served['status'], headers: Record<string, string>, start: number, length: number } {
+  const etag = `"${id}"`
+  // A file is whatever its owner put there; a browser that shows it must neither guess a type nor run it.
+  const always = { 'X-Content-Type-Options': 'nosniff', 'Content-Security-Policy': 'sandbox', 'Accept-Ranges': 'bytes' }
+  // Immutable, because the name is the content; private, because only this caller was allowed it.
+  const known = { ...always, 'ETag': etag, 'Cache-Control': 'private, immutable, max-age=31536000' }
+  const whole = { ...known, ...extra, 'Content-Type': 'application/octet-stream' }
+  if (matchFails(asked.get('if-match'), etag)) {
+    return { status: 412, headers: { ...always, 'Content-Length': '0' }, start: 0, length: 0 }
+  }
+  if (noneMatchHits(asked.get('if-none-match'), etag)) {
+    return { status: 304, headers: known, start: 0, length: 0 }
+  }
+  const wanted = method === 'GET' && rangeStands(asked.get('if-range'), etag) ? parseRange(asked.get('range'), size) : { kind: 'none' as const }
+  switch (wanted.kind) {
+    case 'none':
+      return { status: 200, headers: { ...whole, 'Content-Length': String(size) }, start: 0, length: size }
+    case 'range': {
+      const length = wanted.end - wanted.start + 1
+      const headers = { ...whole, 'Content-Length': String(length), 'Content-Range': `bytes ${wanted.start}-${wanted.end}/${size}` }
+      return { status: 206, headers, start: wanted.start, length }
+    }
+    case 'unsatisfiable':
+      return { status: 416, headers: { ...always, 'Content-Length': '0', 'Content-Range': `bytes */${size}` }, start: 0, length: 0 }
+  }
+}
+
+/** Two buffers in turn: while one is being written the other is being read into. Backpressure is the wait
+ * for a buffer's write to be done, so a slow client holds two buffers and no more. */
+async function send (body: Body, chunks: BufferPool, start: number, length: number, outflow: Outflow): Promise<Ending> {
+  const buffers: Buffer[] = []
+  try {
+    for (let sent = 0, turn = 0; sent < length; turn++) {
+      const slot = turn % 2
+      if (!await outflow.free(slot)) return outflow.ending
+      const want = Math.min(length - sent, CHUNK_BYTES)
+      const buffer = buffers[slot] ??= length <= SMALL_BYTES ? Buffer.allocUnsafe(length) : chunks.take()
+      const got = await readFully(body, buffer, want, start + sent)
+      if (got < want) return outflow.cut()
+      sent += want
+      outflow.write(slot, buffer.subarray(0, want))
+    }
+    return await outflow.end()
+  } catch {
+    // A disk that fails under a transfer is the same to the client as a file that shrank.
+    return outflow.cut()
+  } finally {
+    for (const [slot, buffer] of buffers.entries()) {
+      // TLS may still hold a buffer whose write was not called back: such a one is never used again.
+      if (buffer.length === CHUNK_BYTES && outflow.isFree(slot)) chunks.give(buffer)
+    }
+  }
+}
+
+async function readFully (body: Body, buffer: Buffer, length: number, position: number): Promise<number> {
+  let got = await body.read(buffer, length, position)
+  while (got < length) {
+    const more = await body.read(buffer.subarray(got), length - got, position + got)
+    if (more === 0) return got
+    got += more
+  }
+  return got
+}

@@ -1,0 +1,283 @@
+import { mkdir } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
+import { Readable } from 'node:stream'
+import { syncFolder, writeDurably } from '../core/durable-file.js'
+import { fileError, PatchcordError } from '../core/errors.js'
+import type { ContentId, DatabaseName } from '../core/ids.js'
+import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
+import { namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
+import { checkRoot, idOf, pathOf, shardOf } from './layout.js'
+import { PerKey } from './per-key.js'
+import { Placement } from './placement.js'
+import { FileReader, type FileReaderOptions } from './reader.js'
+import { formatRecords } from './records.js'
+import { stage, type ImportOptions, type Known, type Staged } from './staging.js'
+
+/**
+ * The room of files: a store whose names are what is in it.
+ *
+ * For: keeping files under their content IDs (content-id.ts), taking them in from a path (staging.ts) or leaf by
+ * leaf from other devices (partial.ts), and answering requests for them (reader.ts, range.ts, serve.ts).
+ * The agent writes through `FileStore`; the confined server only ever reads, through `FileReader`.
+ *
+ *     files/4o/ymiquy7q…           the bytes, mode 0444
+ *     files/4o/ymiquy7q….leaves    its leaf hashes, 32 bytes each; a file of at most 1 MiB has none, because
+ *                                  the list of one leaf is the ID itself
+ *     files/4o/ymiquy7q….refs      the databases it is recorded for, one name a line
+ *     partial/                     what is not whole yet, or not known to be: never served
+ *
+ * Promises: a file under `files/` is whole, hashes to its name, is on the disk, and has its leaf list beside it;
+ * after a crash there is such a file or none. No file is recorded but by `record`: nothing that another
+ * device says makes one. A damaged record grants nothing.
+ *
+ * Must never: hard-link a source (somebody else could change its bytes), follow a symlink, write in place
+ * under `files/`, or take a size or a leaf list from outside before `checkLeaves` agreed.
+ *
+ * One `FileStore` at a time has a root: the agent's lock on its home sees to that.
+ */
+export class FileStore {
+  /** The absolute path of `files/`. */
+  readonly root: string
+  /** The read-only view of the same files. */
+  readonly reader: FileReader
+  readonly #partial: string
+  readonly #placement: Placement
+  readonly #perFile = new PerKey<ContentId>()
+  readonly #known: Known
+  readonly #large = new PerKey<number>()
+  #largeTurn = 0
+  readonly #fetching = new Set<ContentId>()
+  /** Sizes of the files of more than one leaf; read from the disk when first asked for. */
+  #sizes: Promise<Set<number>> | undefined
+
+  private constructor (root: string, options: FileReaderOptions) {
+    this.root = root
+    this.reader = new FileReader(root, options)
+    this.#partial = partialOf(root)
+    const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
+    this.#placement = new Placement(root, this.#partial, isThere)
+    this.#known = {
+      isThere,
+      mayHaveSize: async size => (await this.#largeSizes()).has(size),
+      inTurn: task => this.#large.run(this.#largeTurn++ % LARGE_AT_ONCE, task),
+    }
+  }
+
+  /** Opens the store at the absolute path `root` (`…/files`; `…/partial` lies beside), making its folders where
+   * they are missing, and removes temporaries that an earlier process left. Throws `usage`, `unreadable`. */
+  static async open (root: string, options: FileReaderOptions = {}): Promise<FileStore> {
+    const store = new FileStore(checkRoot(root), options)
+    for (const folder of [store.root, store.#partial]) {
+      await mkdir(folder, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, folder) })
+    }
+    await removeLeftovers(store.#partial, name => !PARTIAL.test(name))
+    for (const shard of await shardsIn(store.root)) await removeLeftovers(join(store.root, shard), name => name.startsWith('.') && name.endsWith('.tmp'))
+    return store
+  }
+
+  /** Takes in the regular file at `path`; resolves once it is durable. `isNew` is false where it was there
+   * already (one pass of hashing, nothing written). Throws `unreadable`, `changed-while-read`, `disk-full` or
+   * the signal's reason; the store is then as it was. */
+  async add (path: string, options: ImportOptions = {}): Promise<{ id: ContentId, size: number, isNew: boolean }> {
+    const staged = await stage(path, this.#partial, this.#known, options)
+    if (!('temporary' in staged)) return { ...staged, isNew: false }
+    const { id, size } = staged
+    return { id, size, isNew: await this.place(staged) }
+  }
+
+  /** Takes in many files, `concurrency` at once (32 unless told), and yields what became of each, in order. An
+   * error is of that file alone. Leaving the loop waits for what is under way and starts no more. */
+  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, signal?: AbortSignal } = {}): AsyncIterable<Added> {
+    const { concurrency = 32, signal } = options
+    const under: Array<Promise<Added>> = []
+    const addOne = async (path: string): Promise<Added> => {
+      try {
+        return { path, ...await this.add(path, signal === undefined ? {} : { signal }) }
+      } catch (error) {
+        signal?.throwIfAborted()
+        return { path, error: fileError(error, path) }
+      }
+    }
+    try {
+      for await (const path of paths) {
+        signal?.throwIfAborted()
+        const adding = addOne(path)
+        adding.catch(() => { /* awaited below, in order */ })
+        under.push(adding)
+        const first = under.length >= concurrency ? under.shift() : undefined
+        if (first !== undefined) yield await first
+      }
+      for (let first = under.shift(); first !== undefined; first = under.shift()) yield await first
+    } finally {
+      await Promise.allSettled(under)
+    }
+  }
+
+  /** Puts a hashed temporary in place; for `partial.ts`. True where it is new. */
+  async place (staged: Staged): Promise<boolean> {
+    const isNew = await this.#placement.place(staged)
+    if (isNew && staged.size > LEAF_BYTES) (await this.#sizes)?.add(staged.size)
+    return isNew
+  }
+
+  /** Where a download of `id` is written until it is whole. */
+  partialPath (id: ContentId): string {
+    return join(this.#partial, `${id}.partial`)
+  }
+
+  /** Makes this process's download of `id` the only one; whether it is. */
+  claimPartial (id: ContentId): boolean {
+    if (this.#fetching.has(id)) return false
+    this.#fetching.add(id)
+    return true
+  }
+
+  releasePartial (id: ContentId): void {
+    this.#fetching.delete(id)
+  }
+
+  /** Every file of the store, in no particular order. */
+  async * list (): AsyncIterable<{ id: ContentId, size: number }> {
+    for await (const id of this.#named('')) {
+      const size = await plainSize(pathOf(this.root, id))
+      if (size !== undefined) yield { id, size }
+    }
+  }
+
+  /** Whether the file is here. */
+  async has (id: ContentId): Promise<boolean> {
+    return await plainSize(pathOf(this.root, id)) !== undefined
+  }
+
+  /** The path where the file is, or would be. */
+  path (id: ContentId): string {
+    return pathOf(this.root, id)
+  }
+
+  /** The file's bytes, each leaf checked before it is passed on. The stream fails with `not-found`, or with
+   * `verification` where the disk no longer has what was put there. */
+  read (id: ContentId): Readable {
+    return Readable.from(this.#verifiedLeaves(id), { objectMode: false, highWaterMark: LEAF_BYTES })
+  }
+
+  /** The databases the file is recorded for, sorted. See `FileReader.records`. */
+  async records (id: ContentId): Promise<DatabaseName[]> {
+    return await this.reader.records(id)
+  }
+
+  /** Records the file for `database`, durably: peers who may read that database may then read the file. Throws
+   * `not-found` where the file is not here, so that no grant waits for a file that comes another way. */
+  async record (id: ContentId, database: DatabaseName): Promise<void> {
+    await this.#perFile.run(id, async () => {
+      if (!await this.has(id)) throw new PatchcordError('not-found', `there is no file ${id} here`)
+      const databases = await this.records(id)
+      if (!databases.includes(database)) await this.#writeRecords(id, [...databases, database])
+    })
+  }
+
+  /** Takes back what `record` did, durably. No error where it was not recorded. */
+  async unrecord (id: ContentId, database: DatabaseName): Promise<void> {
+    await this.#perFile.run(id, async () => {
+      const databases = await this.records(id)
+      if (databases.includes(database)) await this.#writeRecords(id, databases.filter(name => name !== database))
+    })
+  }
+
+  /** Every file recorded for `database`. It reads every `.refs` there is. */
+  async * recordsOf (database: DatabaseName): AsyncIterable<ContentId> {
+    const recorded = async (ids: ContentId[]): Promise<ContentId[]> => {
+      const records = await Promise.all(ids.map(id => this.records(id)))
+      return ids.filter((_, at) => records[at]?.includes(database))
+    }
+    let ids: ContentId[] = []
+    for await (const id of this.#named('.refs')) {
+      ids.push(id)
+      if (ids.length < RECORDS_AT_ONCE) continue
+      yield * await recorded(ids)
+      ids = []
+    }
+    yield * await recorded(ids)
+  }
+
+  /** Removes the file and what lies beside it, durably; whether it was here. Transfers under way go on to
+   * their end. The records go first: none may outlive the file and grant it when it comes back. */
+  async remove (id: ContentId): Promise<boolean> {
+    return await this.#perFile.run(id, async () => {
+      await unlinkIfThere(pathOf(this.root, id, '.refs'))
+      const was = await unlinkIfThere(pathOf(this.root, id))
+      const list = await unlinkIfThere(pathOf(this.root, id, '.leaves'))
+      if (was || list) await syncFolder(shardOf(this.root, id))
+      return was
+    })
+  }
+
+  async #writeRecords (id: ContentId, databases: DatabaseName[]): Promise<void> {
+    const path = pathOf(this.root, id, '.refs')
+    if (databases.length > 0) {
+      await writeDurably(path, formatRecords(databases))
+    } else if (await unlinkIfThere(path)) {
+      await syncFolder(dirname(path))
+    }
+  }
+
+  /** A file is there if it has the size it must have, and its list the length: what is damaged so that this
+   * shows is replaced by the next import. */
+  async #isWhole (id: ContentId, size: number): Promise<boolean> {
+    if (await plainSize(pathOf(this.root, id)) !== size) return false
+    if (size <= LEAF_BYTES) return true
+    return await plainSize(pathOf(this.root, id, '.leaves')) === leafCount(size) * HASH_BYTES
+  }
+
+  async #largeSizes (): Promise<Set<number>> {
+    this.#sizes ??= (async () => {
+      const sizes = new Set<number>()
+      for await (const id of this.#named('.leaves')) {
+        const size = await plainSize(pathOf(this.root, id))
+        if (size !== undefined) sizes.add(size)
+      }
+      return sizes
+    })()
+    return await this.#sizes
+  }
+
+  async * #named (beside: '' | '.leaves' | '.refs'): AsyncIterable<ContentId> {
+    for (const shard of await shardsIn(this.root)) {
+      for (const name of await namesIn(join(this.root, shard))) {
+        const id = idOf(shard, name, beside)
+        if (id !== undefined) yield id
+      }
+    }
+  }
+
+  async * #verifiedLeaves (id: ContentId): AsyncGenerator<Buffer> {
+    const list = await this.reader.leaves(id)
+    const file = await this.reader.open(id)
+    try {
+      if (list === undefined || file?.size !== list.size) throw new PatchcordError('not-found', `there is no file ${id} here`)
+      checkLeaves(id, list.size, list.leaves)
+      for (let index = 0; index < leafCount(list.size); index++) {
+        const bytes = Buffer.allocUnsafe(leafLength(list.size, index))
+        const { bytesRead } = await file.handle.read(bytes, 0, bytes.length, index * LEAF_BYTES)
+        const expected = list.leaves.subarray(index * HASH_BYTES, (index + 1) * HASH_BYTES)
+        if (bytesRead !== bytes.length || !leafHash(bytes).equals(expected)) {
+          throw new PatchcordError('verification', `leaf ${index} of ${id} is damaged on this device's disk`, { hint: 'remove the file, and get it again from another device' })
+        }
+        if (bytes.length > 0) yield bytes
+      }
+    } finally {
+      await file?.handle.close()
+    }
+  }
+}
+
+/** Imports of more than one leaf at once: each has 3 MiB of buffers, and keeps a disk busy on its own. */
+const LARGE_AT_ONCE = 2
+/** `.refs` files that are read at once: each takes four turns of the thread pool. */
+const RECORDS_AT_ONCE = 32
+/** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with. */
+const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap)$/
+
+/** What became of one path of `addAll`. */
+export type Added =
+  | { readonly path: string, readonly id: ContentId, readonly size: number, readonly isNew: boolean }
+  | { readonly path: string, readonly error: PatchcordError }

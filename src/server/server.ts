@@ -1,0 +1,303 @@
+import { createPrivateKey, X509Certificate } from 'node:crypto'
+import { createServer as createHttpServer, type IncomingMessage, type Server as HttpServer, type ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import type { TLSSocket } from 'node:tls'
+import type { Address } from '../core/address.js'
+import { systemClock, type Clock, type Timer } from '../core/clock.js'
+import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
+import type { DeviceId } from '../core/ids.js'
+import type { Limits } from '../core/limits.js'
+import { silentLogger, type Logger } from '../core/log.js'
+import { CouchProxy } from '../couch/proxy.js'
+import { sendCouchJson } from '../couch/errors.js'
+import { COUCH_WELCOME, visibleDatabases } from '../couch/welcome.js'
+import { FileReader } from '../files/reader.js'
+import { serveFile } from '../files/serve.js'
+import { readLeaf, type Leaf } from '../identity/leaf.js'
+import type { CanonicalRequest } from '../policy/canonical.js'
+import { answerJson } from './answers.js'
+import { Connections, type Connection } from './connections.js'
+import { Dispatch, isFeed, type Outcome } from './dispatch.js'
+import { applyUpdate, limitsOf, parseEnv, type ServerEnvInput, type ServerUpdate } from './env.js'
+import { Listener } from './listener.js'
+import { Mail } from './mail.js'
+import type { Permit } from './permit.js'
+import { buildState, lentUntil, type ServerState } from './state.js'
+
+export interface ServerCollaborators {
+  /** Silent unless given. */
+  readonly logger?: Logger
+  readonly clock?: Clock
+}
+
+export interface PatchcordServer {
+  readonly device: DeviceId
+  /** Where it listens, with the ports that were bound. */
+  readonly addresses: readonly Address[]
+  /** Replaces the given parts whole, decides everything that runs again, and resolves when the last
+   * connection that this cut is closed. Rejects with `bad-env`; the old parts are then still in force. */
+  update (part: ServerUpdate): Promise<{ cut: number }>
+  /** Accepts nothing more, lets what runs end for at most 5 s, and leaves no handle behind. */
+  stop (): Promise<void>
+}
+
+/** How long `stop` lets transfers end (ms). */
+const DRAIN_MS = 5_000
+/** Identities are looked at again at least this often while connections are open (ms): the person's clock
+ * may jump, and timers stand still while a machine sleeps. */
+const SWEEP_MS = 30_000
+
+/** Starts the server with all it may know. The executable `patchcord-server` runs this very function.
+ * Throws `bad-env` naming the field, or `port-in-use`; nothing listens then. */
+export async function startServer (env: ServerEnvInput, { logger = silentLogger(), clock = systemClock }: ServerCollaborators = {}): Promise<PatchcordServer> {
+  const parsed = parseEnv(env)
+  const server = new Server(buildState(parsed), limitsOf(parsed), logger, clock)
+  try {
+    await server.listen()
+  } catch (error) {
+    await server.stop()
+    throw error
+  }
+  return server
+}
+
+class Server implements PatchcordServer {
+  readonly addresses: Address[] = []
+  readonly #limits: Limits
+  readonly #logger: Logger
+  readonly #clock: Clock
+  readonly #connections: Connections
+  readonly #dispatch: Dispatch
+  readonly #listener: Listener
+  readonly #http: HttpServer
+  readonly #mail: Mail
+  readonly #files: FileReader | undefined
+  /** The HTTP parser hands back the socket alone. */
+  readonly #bySocket = new WeakMap<Socket, Connection>()
+  #state: ServerState
+  #couch: CouchProxy | undefined
+  #sweep: { readonly timer: Timer, readonly due: number } | undefined
+  #updates: Promise<unknown> = Promise.resolve()
+  #isStopping = false
+
+  constructor (state: ServerState, limits: Limits, logger: Logger, clock: Clock) {
+    this.#state = state
+    this.#limits = limits
+    this.#logger = logger
+    this.#clock = clock
+    const { env } = state
+    this.#couch = this.#openCouch(state)
+    this.#files = env.files === undefined ? undefined : new FileReader(env.files.root)
+    this.#mail = new Mail(env.mail, limits.mailPollMs, clock)
+    this.#connections = new Connections(limits)
+    this.#dispatch = new Dispatch({
+      state: () => this.#state,
+      connections: this.#connections,
+      limits,
+      clock,
+      logger,
+      readFacts: async (action, principal) => action.kind === 'file'
+        ? { records: await this.#files?.records(action.id) ?? [], lentUntil: lentUntil(this.#state, principal.device, action.id, clock) }
+        : { records: [] },
+      handle: (permit, request, message, response) => this.#handle(permit, request, message, response),
+    })
+    this.#http = createHttp(limits)
+    this.#http.on('request', (message, response) => { this.#requested(message, response, false) })
+    this.#http.on('checkContinue', (message, response) => { this.#requested(message, response, true) })
+    this.#http.on('checkExpectation', (message, response) => { this.#requested(message, response, false) })
+    this.#http.on('connect', (_message, socket) => { socket.destroy() })
+    this.#http.on('clientError', (error, socket) => { this.#unparseable(error, socket as Socket) })
+    this.#listener = new Listener({ ...checkIdentity(env.identity), allowRouted: env.allowRouted, limits, clock, logger, onSecure: socket => { this.#admit(socket) } })
+  }
+
+  get device (): DeviceId { return this.#state.env.identity.device }
+
+  async listen (): Promise<void> {
+    for (const { host, port } of this.#state.env.listen) this.addresses.push(await this.#listener.listen(host, port))
+  }
+
+  update (part: ServerUpdate): Promise<{ cut: number }> {
+    const updated = this.#updates.then(() => this.#update(part))
+    this.#updates = updated.catch(() => undefined)
+    return updated
+  }
+
+  async stop (): Promise<void> {
+    if (this.#isStopping) return
+    this.#isStopping = true
+    const closed = this.#listener.close()
+    const deadline = this.#clock.monotonic() + DRAIN_MS
+    const all = [...this.#connections]
+    const busy = all.filter(({ running }) => [...running].some(({ action }) => !isFeed(action)))
+    await this.#connections.cut(all.filter(connection => !busy.includes(connection)))
+    await Promise.all(busy.map(connection => settle(connection, deadline - this.#clock.monotonic(), this.#clock)))
+    await this.#connections.cut([...this.#connections])
+    this.#sweep?.timer.cancel()
+    this.#http.close()
+    await this.#couch?.close()
+    await closed
+  }
+
+  async #update (part: ServerUpdate): Promise<{ cut: number }> {
+    if (this.#isStopping) throw new PatchcordError('stopped', 'the server is stopping')
+    const before = this.#state
+    const state = buildState(applyUpdate(before.env, part))
+    if (part.identity !== undefined) {
+      if (state.env.identity.device !== this.device) throw new PatchcordError('bad-env', 'update: identity.device must stay the same', { hint: 'start another server for another device' })
+      const { key, certificates } = checkIdentity(state.env.identity)
+      this.#listener.renew(key, certificates)
+    }
+    if (state.env.couch?.url !== before.env.couch?.url) {
+      const old = this.#couch
+      this.#couch = this.#openCouch(state)
+      old?.close().catch((error: unknown) => { this.#logger.warn({ err: error }, 'the connections to the old CouchDB did not close') })
+    }
+    this.#state = state
+    this.#mail.replace(state.env.mail)
+    const cut = await this.#cutRefused()
+    this.#logger.info({ parts: Object.keys(part), cut }, 'updated')
+    return { cut }
+  }
+
+  #openCouch ({ env }: ServerState): CouchProxy | undefined {
+    return env.couch === undefined ? undefined : new CouchProxy({ url: env.couch.url, limits: this.#limits, logger: this.#logger, clock: this.#clock })
+  }
+
+  // ---- connections
+
+  #admit (socket: TLSSocket): void {
+    const leaf = this.#leafOf(socket)
+    const principal = leaf === undefined ? undefined : this.#dispatch.identify(leaf)
+    if (leaf === undefined || principal === undefined || this.#isStopping) {
+      this.#logger.info({ remote: socket.remoteAddress, device: leaf?.deviceId }, 'not admitted')
+      socket.destroy()
+      return
+    }
+    const connection = this.#connections.add(socket, leaf, principal)
+    if (connection === undefined) {
+      this.#logger.warn({ device: principal.device, entry: principal.entry }, 'the limit connectionsPerEntry is reached')
+      socket.destroy()
+      return
+    }
+    this.#bySocket.set(socket, connection)
+    this.#armSweep(connection.endsAt)
+    this.#http.emit('connection', socket)
+  }
+
+  #leafOf (socket: TLSSocket): Leaf | undefined {
+    const certificate = socket.getPeerX509Certificate()
+    if (certificate === undefined) return undefined
+    try {
+      return readLeaf(certificate.raw)
+    } catch (error) {
+      this.#logger.debug({ remote: socket.remoteAddress, reason: messageOf(error) }, 'unreadable certificate')
+      return undefined
+    }
+  }
+
+  async #cutRefused (): Promise<number> {
+    const refused = [...this.#connections].filter(connection => !this.#dispatch.mayGoOn(connection))
+    for (const connection of refused) connection.refused = true
+    await this.#connections.cut(refused)
+    return refused.length
+  }
+
+  /** One timer for all: at the next end of a certificate, and at least every SWEEP_MS. */
+  #armSweep (endsAt: number): void {
+    const left = endsAt - this.#clock.now()
+    const delay = left > 0 ? Math.min(left + 1, SWEEP_MS) : SWEEP_MS
+    const due = this.#clock.monotonic() + delay
+    if (this.#sweep !== undefined && this.#sweep.due <= due) return
+    this.#sweep?.timer.cancel()
+    const timer = this.#clock.after(delay, () => {
+      this.#sweep = undefined
+      this.#cutRefused().then(() => {
+        const ends = [...this.#connections].map(connection => connection.endsAt)
+        if (ends.length > 0) this.#armSweep(ends.reduce((least, end) => Math.min(least, end)))
+      }).catch((error: unknown) => { this.#logger.error({ err: error }, 'the sweep failed') })
+    })
+    this.#sweep = { timer, due }
+  }
+
+  // ---- requests
+
+  #requested (message: IncomingMessage, response: ServerResponse, expectsContinue: boolean): void {
+    const connection = this.#bySocket.get(message.socket)
+    if (connection === undefined) message.destroy()
+    else this.#dispatch.request(connection, message, response, expectsContinue)
+  }
+
+  #unparseable (error: Error, socket: Socket): void {
+    const connection = this.#bySocket.get(socket)
+    const code = systemCode(error)
+    this.#logger.debug({ connection: connection?.id, error: code }, 'not HTTP')
+    if (connection !== undefined && connection.running.size === 0 && !connection.refused && socket.writable) {
+      socket.write(`HTTP/1.1 ${code === 'HPE_HEADER_OVERFLOW' ? '431 Request Header Fields Too Large' : code === 'ERR_HTTP_REQUEST_TIMEOUT' ? '408 Request Timeout' : '400 Bad Request'}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`)
+    }
+    if (connection !== undefined) connection.refused = true
+    socket.destroySoon()
+  }
+
+  async #handle ({ principal, action }: Permit, request: CanonicalRequest, message: IncomingMessage, response: ServerResponse): Promise<Outcome> {
+    switch (action.kind) {
+      case 'self':
+        return { status: 200, bytes: answerJson(message, response, { patchcord: 1, device: this.device, user: this.#state.trust.user, you: { device: principal.device, relation: principal.relation } }) }
+      case 'mail':
+        return { status: 200, bytes: await this.#mail.answer(message, response, principal.device, request.headers.get('if-none-match')) }
+      case 'file': {
+        if (this.#files === undefined) throw new PatchcordError('not-found', 'missing')
+        if (action.part === 'records') return { status: 200, bytes: answerJson(message, response, { databases: await this.#files.records(action.id) }) }
+        const method = request.method === 'HEAD' ? 'HEAD' : 'GET'
+        return await serveFile(this.#files, { id: action.id, part: action.part, method, headers: request.headers }, response, this.#limits, this.#clock)
+      }
+      case 'couch': {
+        if (action.row.path === 'welcome') return { status: 200, bytes: sendCouchJson(response, 200, COUCH_WELCOME) }
+        if (action.row.path === 'all-dbs') return { status: 200, bytes: sendCouchJson(response, 200, visibleDatabases(principal, this.#state.databases)) }
+        const credentials = this.#state.env.couch?.credentials[principal.grantName]
+        if (this.#couch === undefined || credentials === undefined) throw new PatchcordError('upstream-down', 'no CouchDB is configured for this grant')
+        return await this.#couch.forward({ action, request, principal, credentials, body: message, response })
+      }
+    }
+  }
+}
+
+function createHttp (limits: Limits): HttpServer {
+  const http = createHttpServer({
+    maxHeaderSize: limits.headBytes,
+    headersTimeout: limits.headMs,
+    // A long upload is no attack; a stalled one is cut by who reads it.
+    requestTimeout: 0,
+    keepAliveTimeout: limits.idleMs,
+    connectionsCheckingInterval: Math.min(1_000, limits.headMs),
+    // Two Host headers, or none, are refused by the canonical form.
+    requireHostHeader: false,
+    insecureHTTPParser: false,
+  })
+  // One more than is allowed: past this number Node drops headers without a word.
+  http.maxHeadersCount = limits.headers + 1
+  // It never listens itself (sockets reach it admitted), but only then does Node watch headersTimeout.
+  http.emit('listening')
+  return http
+}
+
+/** Throws `bad-env` where key and certificate do not belong together. */
+function checkIdentity (identity: { key: string, certificates: string }): { key: string, certificates: string } {
+  try {
+    const certificate = new X509Certificate(identity.certificates)
+    if (!certificate.checkPrivateKey(createPrivateKey(identity.key))) throw new Error('the key is not that of the certificate')
+  } catch (error) {
+    throw new PatchcordError('bad-env', `env: identity.key and identity.certificates do not belong together: ${messageOf(error)}`)
+  }
+  return identity
+}
+
+/** Resolves when nothing runs on the connection, when it is closed, or after `delay` ms. */
+function settle (connection: Connection, delay: number, clock: Clock): Promise<void> {
+  return new Promise(resolve => {
+    const timer = clock.after(Math.max(0, delay), resolve)
+    void connection.last.then(() => {
+      timer.cancel()
+      resolve()
+    })
+  })
+}

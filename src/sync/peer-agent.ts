@@ -1,0 +1,127 @@
+import { Agent, request, type AgentOptions, type ClientRequestArgs, type IncomingMessage } from 'node:http'
+import type { Duplex } from 'node:stream'
+import { connect, type TLSSocket } from 'node:tls'
+import { formatAddress, hostOf, type Address } from '../core/address.js'
+import type { Clock } from '../core/clock.js'
+import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
+import type { DeviceId } from '../core/ids.js'
+import { admitServer, isRefusal } from '../identity/admission.js'
+import { readLeaf } from '../identity/leaf.js'
+import { SERVER_NAME } from '../policy/canonical.js'
+
+/** What this device proves itself with, and what it knows of the other. Read anew for each connection. */
+export interface PeerCredentials {
+  /** PEM of the device key and certificate. */
+  readonly key: string
+  readonly certificate: string
+  /** PEM of the CA pinned for the peer. */
+  readonly ca: string
+  readonly revoked: ReadonlySet<DeviceId>
+}
+
+export interface PeerAgentOptions {
+  readonly device: DeviceId
+  readonly credentials: () => Promise<PeerCredentials>
+  /** Where the peer is now. */
+  readonly address: () => Address | undefined
+  readonly clock: Clock
+}
+
+const CONNECT_MS = 10_000
+
+/**
+ * A pool of mutual-TLS connections to one peer. The server's certificate is checked against the pinned
+ * identity before a byte of a request is sent: what it cannot prove, it is not asked.
+ */
+export class PeerAgent extends Agent {
+  readonly #options: PeerAgentOptions
+  readonly #open = new Set<TLSSocket>()
+
+  constructor (options: PeerAgentOptions, pool: AgentOptions = {}) {
+    super({ keepAlive: true, maxSockets: 8, maxFreeSockets: 2, timeout: 60_000, ...pool })
+    this.#options = options
+  }
+
+  override createConnection (_options: ClientRequestArgs, callback?: (error: Error | null, stream: Duplex) => void): Duplex | null | undefined {
+    this.#connect().then(
+      socket => { callback?.(null, socket) },
+      (error: unknown) => { callback?.(error instanceof Error ? error : new Error(String(error)), undefined as never) })
+    return undefined
+  }
+
+  /** Cuts every connection of the pool, those in use too. */
+  override destroy (): void {
+    for (const socket of this.#open) socket.destroy()
+    super.destroy()
+  }
+
+  async #connect (): Promise<TLSSocket> {
+    const { device, credentials, address, clock } = this.#options
+    const to = address()
+    if (to === undefined) throw new PatchcordError('unreachable', `no address is known for device ${device}`, { hint: `give one: patchcord connect ${device} --at <host>:<port>` })
+    const { key, certificate, ca, revoked } = await credentials()
+    const socket = await handshake(to, key, certificate)
+    const shown = socket.getPeerX509Certificate()
+    const admitted = shown === undefined
+      ? { refused: 'unknown', reason: 'the server showed no certificate' } as const
+      : admitServer({ device, ca, revoked }, readLeaf(shown.raw), clock.now())
+    if (isRefusal(admitted)) {
+      socket.destroy()
+      throw new PatchcordError('verification', `who answers at ${formatAddress(to)} is not device ${device}: ${admitted.reason}`, { hint: 'check the address; if the device has a new identity, trust it again' })
+    }
+    this.#open.add(socket)
+    socket.once('close', () => { this.#open.delete(socket) })
+    return socket
+  }
+}
+
+function handshake (to: Address, key: string, cert: string): Promise<TLSSocket> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ host: hostOf(to), port: to.port, key, cert, ca: [], rejectUnauthorized: false, minVersion: 'TLSv1.3', ALPNProtocols: ['http/1.1'], servername: '' })
+    const fail = (error: unknown): void => {
+      socket.destroy()
+      reject(new PatchcordError('unreachable', `${formatAddress(to)} does not answer: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
+    }
+    socket.setTimeout(CONNECT_MS, () => { fail(new Error('no answer in time')) })
+    socket.once('error', fail)
+    socket.once('close', () => { fail(new Error('the connection was closed during the handshake')) })
+    socket.once('secureConnect', () => {
+      socket.setTimeout(0)
+      socket.off('error', fail)
+      socket.removeAllListeners('close')
+      socket.setNoDelay(true)
+      resolve(socket)
+    })
+  })
+}
+
+/** The name that stands for a peer in URLs and in the Host header. */
+export const peerHost = (device: DeviceId): string => `${device}.${SERVER_NAME}`
+
+/** Sends one request to a peer and resolves with the head of its answer. The caller reads or destroys the
+ * body. Throws `unreachable`, `verification`, or what the abort signal says. */
+export function askPeer (agent: PeerAgent, device: DeviceId, path: string, options: { readonly method?: string, readonly headers?: Readonly<Record<string, string>>, readonly signal?: AbortSignal } = {}): Promise<IncomingMessage> {
+  return new Promise((resolve, reject) => {
+    const sent = request({ ...options, agent, host: peerHost(device), path, headers: { ...options.headers, Host: peerHost(device) } })
+    sent.once('response', resolve)
+    sent.once('error', error => {
+      reject(error instanceof PatchcordError || options.signal?.aborted === true ? error : new PatchcordError('unreachable', `device ${device} went away: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
+    })
+    sent.end()
+  })
+}
+
+/** The whole body of an answer, at most `most` bytes. Throws `too-large` past that. */
+export async function readBody (answer: IncomingMessage, most: number): Promise<Buffer> {
+  const chunks: Buffer[] = []
+  let size = 0
+  for await (const chunk of answer as AsyncIterable<Buffer>) {
+    size += chunk.length
+    if (size > most) {
+      answer.destroy()
+      throw new PatchcordError('too-large', `the peer's answer is longer than ${most} bytes`)
+    }
+    chunks.push(chunk)
+  }
+  return Buffer.concat(chunks)
+}

@@ -1,0 +1,63 @@
+import type { EventEmitter } from 'node:events'
+import type { Agent } from 'node:http'
+import http from 'pouchdb-adapter-http'
+import PouchCore from 'pouchdb-core'
+import replication from 'pouchdb-replication'
+
+// PouchDB over HTTP, as far as replication needs it. Its own types bring the DOM's globals with them.
+
+export interface RevisionAsk { readonly missing: readonly string[] }
+
+export interface WrittenDocument {
+  readonly _id: string
+  readonly _rev?: string
+  readonly _revisions?: { readonly start: number, readonly ids: readonly string[] }
+}
+
+export interface PouchDatabase {
+  revsDiff (asked: Record<string, string[]>): Promise<Record<string, RevisionAsk>>
+  bulkDocs (request: { docs: WrittenDocument[], new_edits: false }, options?: object): Promise<unknown[]>
+  info (): Promise<{ update_seq: number | string, doc_count: number }>
+  close (): Promise<void>
+}
+
+export interface Replication extends EventEmitter {
+  readonly state: string
+  cancel (): void
+}
+
+interface PouchConstructor {
+  new (url: string, options: object): PouchDatabase
+  plugin (plugin: unknown): PouchConstructor
+  fetch (url: string, options: object): Promise<unknown>
+  replicate (source: PouchDatabase, target: PouchDatabase, options: object): Replication
+}
+
+const PouchDB = (PouchCore as PouchConstructor).plugin(http).plugin(replication)
+
+export interface HttpDatabaseOptions {
+  readonly agent: Agent
+  readonly auth?: { readonly username: string, readonly password: string }
+}
+
+/** PouchDB cannot parse an address in brackets, so databases have names here and the URL is put back where it
+ * is fetched. Checkpoints are named after it: it must not change with an address or a port. */
+const PLACEHOLDER = 'http://database.patchcord.invalid'
+
+/** A database behind `base` (a URL without a slash at the end) under the name `id`, which has to stay the
+ * same for as long as its checkpoints are to count. Nothing is asked of it yet, and it is never created. */
+export function openHttpDatabase (id: string, base: string, { agent, auth }: HttpDatabaseOptions): PouchDatabase {
+  const name = `${PLACEHOLDER}/${encodeURIComponent(id)}`
+  // It also asks the server itself for a `uuid`, to name checkpoints after.
+  const server = base.slice(0, base.lastIndexOf('/'))
+  const locate = (to: string): string => to.startsWith(name) ? base + to.slice(name.length) : server + to.slice(PLACEHOLDER.length)
+  return new PouchDB(name, {
+    skip_setup: true,
+    ...auth === undefined ? {} : { auth },
+    fetch: (to: string, options: object) => PouchDB.fetch(locate(to), { ...options, agent }),
+  })
+}
+
+export function replicate (source: PouchDatabase, target: PouchDatabase, options: { live: boolean, batch_size: number, heartbeat: number }): Replication {
+  return PouchDB.replicate(source, target, options)
+}

@@ -1,0 +1,86 @@
+import type { Agent } from 'node:http'
+import type { DatabaseName, DeviceId } from '../core/ids.js'
+import { messageOf } from '../core/errors.js'
+import type { Logger } from '../core/log.js'
+import { guardTarget } from './guarded-target.js'
+import { peerHost } from './peer-agent.js'
+import { openHttpDatabase, replicate, type PouchDatabase, type Replication } from './pouch.js'
+
+export interface PullOptions {
+  readonly source: { readonly device: DeviceId, readonly database: DatabaseName, readonly agent: Agent }
+  /** The local CouchDB, with credentials that may write this one database. */
+  readonly target: { readonly url: string, readonly database: DatabaseName, readonly agent: Agent, readonly username: string, readonly password: string }
+  readonly logger: Logger
+  /** Called whenever `state` or `lag` changed. */
+  readonly onChange?: () => void
+  /** Called once when the pull ended by itself: its state then says why. */
+  readonly onEnd?: () => void
+}
+
+export type PullState = 'starting' | 'active' | 'in sync' | 'failed' | 'stopped'
+
+const BATCH = 100
+const HEARTBEAT_MS = 10_000
+
+/** One database of one peer, pulled continuously into a local one. It starts at once, goes on from its
+ * checkpoint, and ends by `stop` or at the first failure; who made it starts another one. */
+export class Pull {
+  readonly source: PullOptions['source']
+  readonly target: PullOptions['target']
+  #state: PullState = 'starting'
+  #lag: number | undefined
+  #problem: string | undefined
+  readonly #options: PullOptions
+  readonly #databases: PouchDatabase[]
+  readonly #replication: Replication
+
+  constructor (options: PullOptions) {
+    this.source = options.source
+    this.target = options.target
+    this.#options = options
+    const { source, target, logger } = options
+    // Both are named without address or port, so that checkpoints outlive a new one.
+    const remote = openHttpDatabase(`${source.device}-${source.database}`, `http://${peerHost(source.device)}/couch/${encodeURIComponent(source.database)}`, { agent: source.agent })
+    const local = guardTarget(openHttpDatabase(`local-${target.database}`, `${target.url}/${encodeURIComponent(target.database)}`, { agent: target.agent, auth: target }), id => {
+      logger.warn({ device: source.device, database: source.database, id: id.slice(0, 80) }, 'a document that was not asked for was dropped')
+    })
+    this.#databases = [remote, local]
+    this.#replication = replicate(remote, local, { live: true, batch_size: BATCH, heartbeat: HEARTBEAT_MS })
+    this.#replication.on('active', () => { this.#become('active') })
+    this.#replication.on('paused', (error?: unknown) => { if (error === undefined || error === null) this.#become('in sync', 0) })
+    this.#replication.on('change', (info: { pending?: number }) => { this.#become('active', info.pending) })
+    this.#replication.on('denied', (error: unknown) => { logger.warn({ database: target.database, reason: messageOf(error) }, 'a document was refused by the local database') })
+    this.#replication.on('error', (error: unknown) => { this.#fail(error) })
+    this.#replication.on('complete', (result: { errors?: unknown[] }) => { if (this.#state !== 'stopped') this.#fail(result.errors?.[0] ?? new Error('the feed ended')) })
+  }
+
+  get state (): PullState { return this.#state }
+  /** Changes that are still to come, where the source tells. */
+  get lag (): number | undefined { return this.#lag }
+  get problem (): string | undefined { return this.#problem }
+
+  async stop (): Promise<void> {
+    if (this.#state !== 'failed') this.#state = 'stopped'
+    this.#replication.cancel()
+    await this.#close()
+  }
+
+  #become (state: PullState, lag?: number): void {
+    if (this.#state === 'stopped' || this.#state === 'failed') return
+    this.#state = state
+    if (lag !== undefined) this.#lag = lag
+    this.#options.onChange?.()
+  }
+
+  #fail (error: unknown): void {
+    if (this.#state === 'stopped' || this.#state === 'failed') return
+    this.#state = 'failed'
+    this.#problem = (error as { reason?: unknown }).reason === undefined ? messageOf(error) : String((error as { reason?: unknown }).reason)
+    this.#options.onChange?.()
+    this.#close().catch((closing: unknown) => { this.#options.logger.warn({ err: closing }, 'a replication did not close') }).finally(() => { this.#options.onEnd?.() })
+  }
+
+  async #close (): Promise<void> {
+    await Promise.all(this.#databases.splice(0).map(database => database.close()))
+  }
+}
