@@ -121,7 +121,7 @@ void t.test('damage that shows only while reading ends one database, not the pro
 const SEED = 20_260_101
 const FOR_MS = 6000
 
-const STRANGE: unknown[] = [null, true, 0, -1, 1e308, 7.5, '', 'x', '_design/x', '_local/x', '1-abc', '9'.repeat(400), [], {}, [[]], [null], { length: 3 }, { constructor: 1 }, { toString: null }, { $where: '1' }, { $regex: 'x' }, { then: 1 }, '\u0000', '\ud800', 'ÿ', '\uffff', '../x']
+const STRANGE: unknown[] = [null, true, 0, -1, 1e308, 7.5, '', 'x', '_design/x', '_local/x', '1-abc', '9'.repeat(400), [], {}, [[]], [null], { length: 3 }, { constructor: 1 }, { toString: null }, { $where: '1' }, { $regex: 'x' }, '\u0000', '\ud800', 'ÿ', '\uffff', '../x']
 const BASES: ReadonlyArray<readonly [method: string, path: string, body?: unknown]> = [
   ['GET', '/'], ['GET', '/_all_dbs'], ['GET', '/notes'], ['PUT', '/made'], ['GET', '/notes/doc?revs=true&conflicts=true'], ['HEAD', '/notes/doc'],
   ['GET', '/notes/doc?open_revs=["1-a","2-b"]&latest=true'], ['GET', '/notes/doc?open_revs=all&attachments=true'],
@@ -196,7 +196,7 @@ void t.test('fuzz: nothing that is asked ends the process', async t => {
     }
   }
   await Promise.all(Array.from({ length: 8 }, client))
-  t.comment(`${asked} requests: ${[...statuses].toSorted().map(([status, count]) => `${count}×${status}`).join(' ')}`)
+  t.comment(`${asked} requests: ${[...statuses].toSorted(([a], [b]) => a - b).map(([status, count]) => `${count}×${status}`).join(' ')}`)
   t.same(strange.slice(0, 10), [], 'every answer is one that was meant')
   t.ok(statuses.has(200) && statuses.has(201) && statuses.has(400) && statuses.has(409), 'the mutations reach the handlers')
   t.same(events, [], 'the process never ended')

@@ -102,7 +102,9 @@ void t.test('refusals', async t => {
     [any, 'GET', '/notes/%5Fall_docs/', 404],
     [any, 'GET', 'http://[::1]/notes', 400],
     [any, 'GET', '/', 400, { headers: { host: 'evil.example' } }],
-    [any, 'GET', '/', 400, { headers: { host: 'localhost' } }],
+    [any, 'GET', '/', 400, { headers: { host: 'localhost.evil.example' } }],
+    [any, 'GET', '/', 400, { headers: { host: '[::2]' } }],
+    [any, 'GET', '/', 200, { headers: { host: 'localhost:1' } }],
     [any, 'GET', '/', 403, { headers: { origin: 'http://evil.example' } }],
     [any, 'GET', '/', 403, { headers: { 'sec-fetch-site': 'cross-site' } }],
     [any, 'POST', '/notes/doc', 400, { headers: { 'x-http-method-override': 'DELETE' }, body: {} }],
@@ -209,7 +211,7 @@ void t.test('documents', async t => {
   t.same((await on('GET', 'c?open_revs=["2-aa","9-zz"]', { headers: { accept: 'application/json' } })).json, [{ ok: { _id: 'c', _rev: '2-aa', x: 1 } }, { missing: '9-zz' }])
   t.equal(((await on('GET', 'c?open_revs=all')).json as unknown as unknown[]).length, 3)
   t.equal((await on('GET', 'nothing?open_revs=all')).status, 404)
-  t.same((await on('POST', '_bulk_docs', { body: { docs: [{ _id: 'c' }, { _id: 'd' }] } })).json, [{ id: 'c', error: 'conflict', reason: 'Document update conflict.' }, { ok: true, id: 'd', rev: '1-' + (await on('GET', 'd')).json['_rev']!.toString().slice(2) }])
+  t.same((await on('POST', '_bulk_docs', { body: { docs: [{ _id: 'c' }, { _id: 'd' }] } })).json, [{ id: 'c', error: 'conflict', reason: 'Document update conflict.' }, { ok: true, id: 'd', rev: '1-' + (await on('GET', 'd')).headers.etag!.slice(3, -1) }])
   t.same((await on('PUT', 'e?new_edits=false', { body: { _rev: '5-ee' } })).json, { ok: true, id: 'e', rev: '5-ee' })
 
   const local = await on('PUT', '_local/check', { body: { _id: '_local/check', seq: 4 } })
@@ -393,6 +395,54 @@ void t.test('lists and comparisons', async t => {
   t.notOk((await list('')).text.includes('_design'), 'searching leaves no design documents')
 })
 
+void t.test('IDs of every script are listed, in the order of UTF-8', async t => {
+  const { url } = await start(t)
+  const names = ['A', 'z', 'é', 'ÿ', 'ÿ2', 'ÿby-sequenceÿ1', 'Документ', '文書', '\ue000', '\uffff', '\uffff2', '😀', '😀😀', '\u{10ffff}', 'x\u0000y', 'constructor']
+  const every = names.flatMap(name => Array.from({ length: 40 }, (_, index) => `${name}-${index}`)).toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)))
+  await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs: every.map(_id => ({ _id })) } })
+  const list = async (query: string): Promise<unknown[]> => (JSON.parse(Buffer.from((await ask(url, 'GET', `/notes/_all_docs?${query}`)).text, 'latin1').toString()) as { rows: Array<{ id: string }> }).rows.map(({ id }) => id)
+  for (const query of ['', 'include_docs=true']) {
+    t.same(await list(query), every, `all, ${query}`)
+    t.same(await list(`descending=true&${query}`), every.toReversed(), `backwards, ${query}`)
+    t.same(await list(`skip=300&limit=120&${query}`), every.slice(300, 420))
+    for (const at of [3, 50, 400, every.length - 30]) {
+      t.same(await list(`startkey=${encodeURIComponent(JSON.stringify(every[at]))}&${query}`), every.slice(at), `from ${every[at]}`)
+      t.same(await list(`endkey=${encodeURIComponent(JSON.stringify(every[at]))}&${query}`), every.slice(0, at + 1), `to ${every[at]}`)
+      t.same(await list(`descending=true&startkey=${encodeURIComponent(JSON.stringify(every[at]))}&${query}`), every.slice(0, at + 1).toReversed(), `back from ${every[at]}`)
+    }
+  }
+  const found = JSON.parse(Buffer.from((await ask(url, 'POST', '/notes/_find', { body: { selector: {}, limit: 10_000, fields: ['_id'] } })).text, 'latin1').toString()) as { docs: Array<{ _id: string }> }
+  t.same(found.docs.map(({ _id }) => _id), every)
+})
+
+void t.test('large attachments are sent one by one, wherever they are asked for', async t => {
+  const { url } = await start(t)
+  const bytes = Buffer.alloc(1_500_000, 'attachment ')
+  const data = bytes.toString('base64')
+  const doc = { _id: 'doc', _attachments: { '10': { data, content_type: 'a/b' }, '2': { data: 'eA==' }, 'z': { data: bytes.subarray(1).toString('base64') } } }
+  await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs: [doc, { ...doc, _id: 'other' }, { _id: 'small', _attachments: { s: { data: 'eQ==' } } }] } })
+  const same = (given: unknown, message: string): void => {
+    const attachments = (given as typeof doc)._attachments
+    t.match(attachments['2'], { data: 'eA==', revpos: 1, digest: /^md5-/ }, message)
+    t.equal(attachments['10'].data, data, message)
+    t.equal(attachments.z.data, doc._attachments.z.data, message)
+  }
+  same((await ask(url, 'GET', '/notes/doc?attachments=true')).json, 'document')
+  const [open] = (await ask(url, 'GET', '/notes/doc?open_revs=all&attachments=true', { headers: { accept: 'application/json' } })).json as unknown as Array<{ ok: unknown }>
+  same(open!.ok, 'open_revs')
+  const got = (await ask(url, 'POST', '/notes/_bulk_get?attachments=true', { body: { docs: [{ id: 'other' }, { id: 'doc' }] } })).json.results!
+  for (const { docs } of got) same((docs as Array<{ ok: unknown }>)[0]!.ok, '_bulk_get')
+  const all = rows(await ask(url, 'GET', '/notes/_all_docs?include_docs=true&attachments=true'))
+  for (const row of all.slice(0, 2)) same(row['doc'], '_all_docs')
+  t.match(all[2], { doc: { _attachments: { s: { data: 'eQ==' } } } })
+  for (const order of ['', '&descending=true']) {
+    const changes = (await ask(url, 'GET', `/notes/_changes?include_docs=true&attachments=true${order}`)).json.results!
+    for (const row of changes.filter(({ id }) => id !== 'small')) same(row['doc'], `_changes${order}`)
+  }
+  t.ok((await ask(url, 'GET', '/notes/doc?open_revs=all', { headers: { accept: 'multipart/mixed' } })).text.includes(`\r\n\r\n${bytes.toString('latin1')}\r\n--`), 'multipart')
+  t.equal((await ask(url, 'PUT', '/notes/huge', { body: { x: 'x'.repeat(8_000_000) } })).status, 413, 'a document without attachments is smaller')
+})
+
 void t.test('selectors', async t => {
   const doc = { a: 1, s: 'text', l: [1, 'x', { y: 2 }], o: { p: { q: null } }, 'a.b': 7, t: true }
   const yes: object[] = [
@@ -458,12 +508,12 @@ void t.test('feeds end with the right to them, with the database, and with the s
   const open = (as: string, database = 'notes'): ReturnType<typeof openFeed> => openFeed(url, `/${database}/_changes?feed=continuous&heartbeat=5000`, as)
   const [reader, writer, laptop, me, dying] = await Promise.all([open('reader'), open('writer'), open('laptop'), open('me'), open('me', 'secret')])
   const from = performance.now()
-  embedded.setAccounts(ACCOUNTS.filter(({ username }) => username !== 'reader').map(account => account.username === 'writer' ? { ...account, password: 'changed' } : account))
+  await embedded.setAccounts(ACCOUNTS.filter(({ username }) => username !== 'reader').map(account => account.username === 'writer' ? { ...account, password: 'changed' } : account))
   t.equal(await reader.ended, false, 'cut, and not as though it were complete')
   t.equal(await writer.ended, false, 'a changed password ends what the old one began')
   t.ok(performance.now() - from < 500)
   t.equal((await ask(url, 'GET', '/notes', { as: 'reader' })).status, 401)
-  embedded.setAccounts(ACCOUNTS.map(account => account.username === 'laptop' ? { ...account, scope: { kind: 'own', databases: { 'team-*': 'read' } } } : account))
+  await embedded.setAccounts(ACCOUNTS.map(account => account.username === 'laptop' ? { ...account, scope: { kind: 'own', databases: { 'team-*': 'read' } } } : account))
   t.equal(await laptop.ended, false)
   await embedded.deleteDatabase('secret')
   t.equal(await dying.ended, false)
@@ -494,7 +544,7 @@ void t.test('replication with PouchDB', async t => {
 
   const up = here.replicate.to(remote, { live: true, retry: true })
   const down = there.replicate.from(remote, { live: true, retry: true })
-  const arrived = new Promise(resolve => { down.on('change', resolve) })
+  const arrived = new Promise(resolve => { void down.on('change', resolve) })
   await here.put({ _id: 'live', x: 1 })
   await arrived
   t.match(await there.get('live'), { x: 1 })
@@ -553,9 +603,9 @@ void t.test('limits of bodies', async t => {
 })
 
 void t.test('a damaged database is named, and the others go on', async t => {
-  const { url, dir, stop } = await start(t)
+  const { url, dir, ...embedded } = await start(t)
   await ask(url, 'PUT', '/notes/doc', { body: {} })
-  await stop()
+  await embedded.stop()
   const current = join(dir, 'secret', 'CURRENT')
   await truncate(current)
   await writeFile(current, 'MANIFEST-999999\n')

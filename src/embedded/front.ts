@@ -46,8 +46,9 @@ export type Listening = Server | { readonly fd: number }
 export interface Embedded {
   /** `http://[::1]:<port>`, without a slash at the end. */
   readonly url: string
-  /** Replaces all accounts at once. Requests and feeds that are no longer allowed are cut off. */
-  setAccounts (accounts: readonly Account[]): void
+  /** Replaces all accounts at once, and resolves when they are in force. Requests and feeds that are no
+   * longer allowed are cut off. In this process it is done when the call returns. */
+  setAccounts (accounts: readonly Account[]): Promise<void>
   /** Makes an empty database. Throws `usage` for its name, `already-exists`. */
   createDatabase (name: string): Promise<void>
   /** Deletes a database and ends its feeds. Throws `not-found`. */
@@ -69,7 +70,7 @@ export async function startEmbedded (options: EmbeddedOptions): Promise<Embedded
   databases.onList = names => { for (const listener of listeners) listener(names) }
   return {
     url: `http://${formatAddress({ host, port })}`,
-    setAccounts: accounts => { front.setAccounts(accounts) },
+    setAccounts: async accounts => { front.setAccounts(accounts) },
     createDatabase: async name => { await databases.create(parseDatabaseName(name)) },
     deleteDatabase: async name => { await databases.remove(parseDatabaseName(name)) },
     databases: async () => databases.names(),
