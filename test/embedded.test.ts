@@ -6,7 +6,9 @@ import t, { type Test } from 'tap'
 import { Accounts } from '../src/embedded/accounts.js'
 import { bindSocket } from '../src/embedded/bound-socket.js'
 import { startEmbedded, type Embedded, type EmbeddedOptions } from '../src/embedded/front.js'
+import { readBytes } from '../src/embedded/inline.js'
 import { SharedLock } from '../src/embedded/lock.js'
+import type { Pouch } from '../src/embedded/pouch.js'
 import { parseRange } from '../src/embedded/reading.js'
 import { HANDLERS } from '../src/embedded/rows.js'
 import { parseSelector } from '../src/embedded/selector.js'
@@ -441,6 +443,13 @@ void t.test('large attachments are sent one by one, wherever they are asked for'
   }
   t.ok((await ask(url, 'GET', '/notes/doc?open_revs=all', { headers: { accept: 'multipart/mixed' } })).text.includes(`\r\n\r\n${bytes.toString('latin1')}\r\n--`), 'multipart')
   t.equal((await ask(url, 'PUT', '/notes/huge', { body: { x: 'x'.repeat(8_000_000) } })).status, 413, 'a document without attachments is smaller')
+})
+
+void t.test('an attachment whose bytes are lost is not answered as an empty one', async t => {
+  const pouch = { getAttachment: async () => Buffer.alloc(0) } as unknown as Pouch
+  const document = { _id: 'doc', _rev: '1-a' }
+  await t.rejects(readBytes(pouch, document, 'a', { digest: 'md5-x', length: 3 }), { status: 500, error: 'database_unusable' })
+  t.equal((await readBytes(pouch, document, 'a', { digest: 'md5-x', length: 0 })).length, 0)
 })
 
 void t.test('selectors', async t => {
