@@ -199,12 +199,13 @@ function readHeaders (raw: readonly string[]): ReadonlyMap<string, string> {
   return headers
 }
 
-const FRAMING = new Set(['host', 'content-length', 'transfer-encoding', 'expect'])
+/** What decides here whether and how a request is read may not be named away. */
+const DECIDING = new Set(['host', 'content-length', 'transfer-encoding', 'expect', 'origin', 'sec-fetch-site'])
 
 function dropHopByHop (headers: Map<string, string>, connection: string): void {
   for (const token of connection.split(',')) {
     const name = token.trim().toLowerCase()
-    if (FRAMING.has(name)) refuse('connection-header', `Connection names ${name}`)
+    if (DECIDING.has(name)) refuse('connection-header', `Connection names ${name}`)
     headers.delete(name)
   }
 }
