@@ -19,7 +19,7 @@ import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { AccountBook } from './accounts.js'
-import { hostEmbedded, readLogin, useCouch, type CouchHost } from './couch-host.js'
+import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { takeLock } from './lock.js'
 import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
@@ -108,13 +108,14 @@ export class Agent {
     try {
       checkSocketPath(home.socket)
       await mkdir(home.root, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, home.root) })
-      resources.add(await takeLock(home.lock))
+      const lock = await takeLock(home.lock)
+      resources.add(() => lock.release())
       const keystore = await Keystore.openOrCreate(home.identity, clock, { alongside: () => Revocations.create(home.root) })
       const book = await TrustBook.open(home.root)
       const store = await FileStore.open(home.files)
       const settings = await firstSettings(options)
       const agent = new Agent(options, collaborators, resources, keystore, book, store, settings)
-      await agent.#start()
+      await agent.#start(lock.wasLeftBehind ? PATIENCE_MS : 0)
       return agent
     } catch (error) {
       await resources.close().catch((closing: unknown) => { collaborators.logger.error({ err: closing }, 'what was started did not close') })
@@ -127,7 +128,11 @@ export class Agent {
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
-  get programLogin (): { username: string, password: string } { return this.#couch.loginOf(this.#accounts.program) }
+  /** The login of the person's own programs. */
+  get programLogin (): CouchLogin {
+    const { username, password } = this.#couch.loginOf(this.#accounts.program)
+    return { username, password }
+  }
 
   get listen (): ListenInfo[] {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
@@ -182,7 +187,7 @@ export class Agent {
     await this.#resources.close()
   }
 
-  async #start (): Promise<void> {
+  async #start (patience: number): Promise<void> {
     const { clock, logger } = this
     const { couch, inProcess = false, home } = this.#options
     this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
@@ -191,7 +196,7 @@ export class Agent {
     }
     if (couch === undefined) {
       const port = this.#settings.couchPort ?? 0
-      this.#couch = await patiently(port, clock, () => hostEmbedded({ dir: home.couch, port, accounts: this.#accounts.all(this.book), owner: this.#accounts.owner, inProcess, logger, onDatabases }))
+      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts: this.#accounts.all(this.book), owner: this.#accounts.owner, inProcess, logger, onDatabases }))
       // Checkpoints of the person's own programs depend on the URL.
       await this.#keep({ couchPort: Number(new URL(this.#couch.url).port) })
     } else {
@@ -202,7 +207,7 @@ export class Agent {
 
     const port = await this.#choosePort()
     const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
-    this.#server = await patiently(port, clock, () => inProcess ? hostInProcess(options) : hostChild(options))
+    this.#server = await patiently(patience, () => inProcess ? hostInProcess(options) : hostChild(options))
     this.#resources.add(() => this.#server.stop())
     if (this.#options.listen === undefined) await this.#keep({ port })
 
@@ -282,16 +287,14 @@ async function firstSettings ({ home, name }: AgentOptions): Promise<Settings> {
 /** The longest wait for what a killed `up` left behind. */
 const PATIENCE_MS = 10_000
 
-/** Tries again while a port that was chosen before is still in use: the children of a killed agent end by
- * themselves, in a moment. */
-async function patiently<Result> (port: number, clock: Clock, start: () => Promise<Result>): Promise<Result> {
-  const deadline = clock.monotonic() + PATIENCE_MS
+/** Tries again while a port is still in use: the children of a killed agent end by themselves, in a moment. */
+async function patiently<Result> (patience: number, start: () => Promise<Result>): Promise<Result> {
+  const deadline = performance.now() + patience
   for (;;) {
     try {
       return await start()
     } catch (error) {
-      const isWorthWaiting = port !== 0 && error instanceof PatchcordError && error.code === 'port-in-use'
-      if (!isWorthWaiting || clock.monotonic() > deadline) throw error
+      if (!(error instanceof PatchcordError) || error.code !== 'port-in-use' || performance.now() >= deadline) throw error
       await sleep(250)
     }
   }

@@ -9,13 +9,19 @@ import { PatchcordError, systemCode } from '../core/errors.js'
 const WAIT_MS = 10_000
 const LOOK_EVERY_MS = 100
 
-/** Takes the lock, waiting up to 10 s for its holder to end. Throws `already-running`, naming the process.
- * The answer gives it back. */
-export async function takeLock (path: string): Promise<() => Promise<void>> {
+export interface Lock {
+  /** Whether it was taken over from a process that died with it: its children may still be ending. */
+  readonly wasLeftBehind: boolean
+  release (): Promise<void>
+}
+
+/** Takes the lock, waiting up to 10 s for its holder to end. Throws `already-running`, naming the process. */
+export async function takeLock (path: string): Promise<Lock> {
   const mine = `${process.pid} ${await startTime(process.pid)} ${randomBytes(8).toString('hex')}\n`
   const temporary = `${path}.${process.pid}.${randomBytes(4).toString('hex')}`
   await writeFile(temporary, mine, { mode: 0o600, flag: 'wx' })
   const deadline = performance.now() + WAIT_MS
+  let wasLeftBehind = false
   try {
     for (;;) {
       if (await linked(temporary, path)) break
@@ -23,7 +29,8 @@ export async function takeLock (path: string): Promise<() => Promise<void>> {
       if (holder === undefined) continue
       const pid = await livingHolder(holder)
       if (pid === undefined) {
-        if (await steal(path, holder, temporary)) break
+        wasLeftBehind = await steal(path, holder, temporary)
+        if (wasLeftBehind) break
       } else if (performance.now() > deadline) {
         throw new PatchcordError('already-running', `another \`patchcord up\` uses this home (process ${pid})`)
       }
@@ -32,8 +39,11 @@ export async function takeLock (path: string): Promise<() => Promise<void>> {
   } finally {
     await removed(temporary)
   }
-  return async () => {
-    if (await contentOf(path) === mine) await removed(path)
+  return {
+    wasLeftBehind,
+    release: async () => {
+      if (await contentOf(path) === mine) await removed(path)
+    },
   }
 }
 

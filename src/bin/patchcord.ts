@@ -1,19 +1,24 @@
 #!/usr/bin/env node
 import { readFileSync } from 'node:fs'
-import { Agent } from '../agent/agent.js'
+import { isIPv6 } from 'node:net'
 import { runCli } from '../cli/program.js'
 import type { StartService } from '../cli/service-commands.js'
 import { parseAddress } from '../core/address.js'
 import { PatchcordError } from '../core/errors.js'
-import { createLogger, LOG_LEVELS, type LogLevel } from '../core/log.js'
+import type { LogLevel } from '../core/log.js'
 
 const startService: StartService = async ({ home }, options) => {
   const { listen, couch, couchCredentialsFile, allowRouted = false, name, logLevel = 'info' } = options
+  const { createLogger, LOG_LEVELS } = await import('../core/log.js')
   if (!LOG_LEVELS.includes(logLevel as LogLevel)) throw new PatchcordError('usage', '--log-level takes none of that name', { hint: `write one of ${LOG_LEVELS.join(', ')}` })
   if ((couch === undefined) !== (couchCredentialsFile === undefined)) throw new PatchcordError('usage', '--couch and --couch-credentials-file go together', { hint: 'give both' })
+  const address = listen === undefined ? undefined : parseAddress(listen)
+  if (address !== undefined && !isIPv6(address.host)) throw new PatchcordError('usage', `--listen takes an IPv6 address, not ${address.host}`, { hint: 'write [::]:4984, [::1]:4984 or [fe80::1%eth0]:4984' })
+  // Only `up` needs all of it: other commands answer sooner without.
+  const { Agent } = await import('../agent/agent.js')
   const agent = await Agent.start({
     home, allowRouted, logLevel: logLevel as LogLevel,
-    ...listen === undefined ? {} : { listen: parseAddress(listen) },
+    ...address === undefined ? {} : { listen: address },
     ...couch === undefined || couchCredentialsFile === undefined ? {} : { couch: { url: couch, credentialsFile: couchCredentialsFile } },
     ...name === undefined ? {} : { name },
   }, { logger: createLogger(logLevel as LogLevel, 'patchcord') })

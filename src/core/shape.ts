@@ -26,8 +26,9 @@ export function parseShape<Schema extends v.GenericSchema> (schema: Schema, valu
   if (result.success) return result.output
   const issue = result.issues[0]
   const path = v.getDotPath(issue)
-  const received = issue.expected === 'never' ? 'is not a known field' : plainMessage(issue)
-  throw new PatchcordError(code, `${what}: ${path === null ? '' : `${cut(path, 200)} `}${received}`)
+  const problem = issue.expected === 'never' ? 'is not a known field' : plainMessage(issue)
+  const isSentence = /^(?:must|is|are) /.test(problem)
+  throw new PatchcordError(code, `${what}: ${path === null ? '' : `${cut(path, 200)}${isSentence ? ' ' : ': '}`}${problem}`)
 }
 
 /** JSON text as the schema's type. */
@@ -37,7 +38,7 @@ export function parseJson<Schema extends v.GenericSchema> (schema: Schema, text:
     value = JSON.parse(text)
   } catch {
     // The parser's own message quotes the text, which may hold a secret.
-    throw new PatchcordError(code, `${what}: is not JSON`)
+    throw new PatchcordError(code, `${what} is not JSON`)
   }
   return parseShape(schema, value, what, code)
 }

@@ -43,8 +43,8 @@ export function canonicalise (head: RawHead, device: DeviceId): Canonical {
   return canonicaliseFor(head, { checkHost: headers => checkHost(headers, device), origin: 'https:', couchAt: 1 })
 }
 
-/** The same for the embedded database: CouchDB's paths start at the root, and Host is a literal loopback
- * address (a page whose name was pointed at us has another one). */
+/** The same for the embedded database: CouchDB's paths start at the root, and Host is localhost or a
+ * literal loopback address (a page whose name was pointed at us has another one). */
 export function canonicaliseLoopback (head: RawHead): Canonical {
   return canonicaliseFor(head, { checkHost: checkLoopbackHost, origin: 'http:', couchAt: 0 })
 }

@@ -1,0 +1,145 @@
+import { randomBytes } from 'node:crypto'
+import { constants } from 'node:fs'
+import { chmod, copyFile, link, lstat, rename, unlink } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
+import * as v from 'valibot'
+import { syncFolder } from '../core/durable-file.js'
+import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
+import { parseContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
+import type { OperationTable } from '../control/operations.js'
+import { walk } from '../files/walk.js'
+import { download } from '../sync/download.js'
+import type { Agent } from './agent.js'
+import { absolutePath, readArguments, text } from './arguments.js'
+import { writeFileDocuments, type NamedFile } from './file-documents.js'
+
+/** The file store. */
+export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls' | 'get'> {
+  const { store } = agent
+  return {
+    add: async (args, emit, signal) => {
+      const { paths, to } = readArguments(v.strictObject({ paths: v.array(absolutePath), to: v.exactOptional(text) }), args)
+      const database = to === undefined ? undefined : parseDatabaseName(to)
+      if (database !== undefined && !agent.databases.includes(database)) throw new PatchcordError('not-found', `there is no database ${database}`, { hint: `make it: patchcord db create ${database}` })
+      const started = agent.clock.monotonic()
+      let files = 0
+      let bytes = 0
+      let failed = 0
+      let batch: NamedFile[] = []
+      const record = async (): Promise<void> => {
+        if (database === undefined || batch.length === 0) return
+        const named = batch
+        batch = []
+        for (const { id } of named) await store.record(id, database)
+        await writeFileDocuments(agent.couch.client, database, named)
+      }
+      for await (const added of store.addAll(walkAll(paths), { signal })) {
+        if ('error' in added) {
+          failed += 1
+          emit({ event: 'failed', path: added.path, error: added.error.message, hint: added.error.hint })
+          continue
+        }
+        files += 1
+        bytes += added.size
+        emit({ event: 'added', id: added.id, size: added.size, path: added.path, new: added.isNew })
+        if (database !== undefined) {
+          const status = await lstat(added.path).catch(() => undefined)
+          batch.push({ id: added.id, size: added.size, path: added.path, mtime: status?.mtimeMs ?? agent.clock.now() })
+          if (batch.length >= RECORD_BATCH) await record()
+        }
+      }
+      await record()
+      if (failed > 0) throw new PatchcordError('unreadable', `${failed} of ${failed + files} files were not added`, { hint: 'the lines above name each one and what to do' })
+      return { files, bytes, seconds: (agent.clock.monotonic() - started) / 1000 }
+    },
+
+    ls: async (_args, emit, signal) => {
+      let files = 0
+      let bytes = 0
+      for await (const { id, size } of store.list()) {
+        signal.throwIfAborted()
+        emit({ event: 'file', id, size, databases: await store.records(id) })
+        files += 1
+        bytes += size
+      }
+      return { files, bytes }
+    },
+
+    get: async (args, emit, signal) => {
+      const { id: given, output, from, force = false } = readArguments(v.strictObject({ id: text, output: absolutePath, from: v.exactOptional(text), force: v.exactOptional(v.boolean()) }), args)
+      const id = parseContentId(given)
+      if (!force && await exists(output)) throw new PatchcordError('already-exists', `${output} is there already`, { hint: 'choose another path, or say --force' })
+      const started = agent.clock.monotonic()
+      const sources: string[] = []
+      if (!await store.has(id)) {
+        let last = { at: started, done: 0 }
+        const source = await fetchFile(agent, id, from, signal, (done, total) => {
+          const now = agent.clock.monotonic()
+          if (now - last.at < PROGRESS_MS && done < total) return
+          emit({ event: 'progress', done, total, rate: Math.round((done - last.done) / Math.max(0.001, (now - last.at) / 1000)), sources: 1 })
+          last = { at: now, done }
+        })
+        sources.push(source)
+      }
+      await copyOut(store.path(id), output, force)
+      const { size } = await lstat(store.path(id))
+      return { id, size, seconds: (agent.clock.monotonic() - started) / 1000, sources }
+    },
+  }
+}
+
+const RECORD_BATCH = 200
+const PROGRESS_MS = 250
+
+async function * walkAll (paths: readonly string[]): AsyncIterable<string> {
+  for (const path of paths) for await (const found of walk(path)) yield found.path
+}
+
+/** Fetches from the device given, or from those that answer, one after the other; which one had it. */
+async function fetchFile (agent: Agent, id: ContentId, from: string | undefined, signal: AbortSignal, onProgress: (done: number, total: number) => void): Promise<string> {
+  const peers = from === undefined ? agent.peers.all().filter(({ link }) => link.connected) : [agent.peers.peer(agent.book.find(from).device)].filter(peer => peer !== undefined)
+  if (peers.length === 0) throw new PatchcordError('unreachable', `no device that may have ${id} is connected`, { hint: '`patchcord status` says why' })
+  let problem: unknown
+  for (const { device, link } of peers) {
+    try {
+      await download(agent.store, { device, agent: link.agent }, id, { signal, onProgress })
+      return device
+    } catch (error) {
+      signal.throwIfAborted()
+      agent.logger.info({ device, id, reason: messageOf(error) }, 'a download failed')
+      // A lie is worse news than an absence, whoever is asked last.
+      if (!(problem instanceof PatchcordError && problem.code === 'verification')) problem = error
+    }
+  }
+  throw problem
+}
+
+async function exists (path: string): Promise<boolean> {
+  try {
+    await lstat(path)
+    return true
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return false
+    throw fileError(error, path)
+  }
+}
+
+/** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
+ * to change. */
+async function copyOut (from: string, to: string, force: boolean): Promise<void> {
+  const temporary = join(dirname(to), `.${basename(to).slice(0, 100)}.${randomBytes(6).toString('hex')}.part`)
+  try {
+    await copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL)
+    await chmod(temporary, 0o666 & ~process.umask())
+    if (force) await rename(temporary, to)
+    else {
+      // rename(2) would replace what came there meanwhile; link(2) does not.
+      await link(temporary, to)
+      await unlink(temporary)
+    }
+    await syncFolder(dirname(to))
+  } catch (error) {
+    await unlink(temporary).catch((left: unknown) => { if (systemCode(left) !== 'ENOENT') throw left })
+    throw error instanceof PatchcordError ? error : fileError(error, to)
+  }
+}
