@@ -82,11 +82,14 @@ function handshake (to: Address, key: string, cert: string): Promise<TLSSocket> 
       socket.destroy()
       reject(new PatchcordError('unreachable', `${formatAddress(to)} does not answer: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
     }
-    socket.setTimeout(CONNECT_MS, () => { fail(new Error('no answer in time')) })
+    const late = (): void => { fail(new Error('no answer in time')) }
+    socket.setTimeout(CONNECT_MS, late)
     socket.once('error', fail)
     socket.once('close', () => { fail(new Error('the connection was closed during the handshake')) })
     socket.once('secureConnect', () => {
-      socket.setTimeout(0)
+      // The pool sets a timeout of its own on sockets that were used, for when they are idle: a listener left
+      // here would end what is in use, such as a long-poll on which nothing moves.
+      socket.setTimeout(0).off('timeout', late)
       socket.off('error', fail)
       socket.removeAllListeners('close')
       socket.setNoDelay(true)
