@@ -28,6 +28,8 @@ export interface PeerAgentOptions {
 }
 
 const CONNECT_MS = 10_000
+/** Of the 32 that the other side gives an entry. */
+const MOST_SOCKETS = 8
 
 /**
  * A pool of mutual-TLS connections to one peer. The server's certificate is checked against the pinned
@@ -38,7 +40,8 @@ export class PeerAgent extends Agent {
   readonly #open = new Set<TLSSocket>()
 
   constructor (options: PeerAgentOptions, pool: AgentOptions = {}) {
-    super({ keepAlive: true, maxSockets: 8, maxFreeSockets: 2, timeout: 60_000, ...pool })
+    // As many are kept as there may be: of fewer, small files at once would each begin with a handshake.
+    super({ keepAlive: true, maxSockets: MOST_SOCKETS, maxFreeSockets: MOST_SOCKETS, timeout: 60_000, ...pool })
     this.#options = options
   }
 
