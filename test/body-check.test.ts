@@ -184,6 +184,13 @@ void t.test('the offending byte is enough, and the verdict stays', async t => {
   t.throws(() => { check.end() }, { code: 'refused' })
 })
 
+void t.test('what stands before the limit is judged first, however it is cut', async t => {
+  const limits = { bodyBytes: 40, checkpointBytes: 0 }
+  const body = Buffer.from(`{"_id":"_design/x","a":"${'x'.repeat(100)}"}`)
+  t.equal(judge('document', [body], 'peer', limits), REFUSED)
+  t.equal(judge('document', bytewise(body), 'peer', limits), REFUSED)
+})
+
 void t.test('memory is bounded while one string has no end', async t => {
   const check = createBodyCheck('document', { bodyBytes: 2 ** 31, checkpointBytes: 0 })
   check.write(Buffer.from('{"a":"'))

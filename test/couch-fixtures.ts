@@ -33,7 +33,7 @@ export type Answer = (socket: Socket, request: ParsedRequest, index: number) => 
 /** A server that parses nothing but framing, keeps every byte it got, and answers as told. */
 export class RawUpstream {
   readonly connections: Recorded[] = []
-  readonly #server = createNetServer({ allowHalfOpen: true })
+  readonly #server = createNetServer({ allowHalfOpen: true, noDelay: true })
   #answer: Answer
 
   private constructor (answer: Answer) {

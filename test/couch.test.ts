@@ -1,10 +1,15 @@
 import { execFile } from 'node:child_process'
+import { once } from 'node:events'
 import { connect } from 'node:net'
+import { PassThrough } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { PatchcordError, systemCode } from '../src/core/errors.js'
+import { DEFAULT_LIMITS } from '../src/core/limits.js'
+import { createBodyCheck } from '../src/couch/body-check.js'
+import { checkedBody } from '../src/couch/checked-body.js'
 import { sendCouchError } from '../src/couch/errors.js'
 import { boundedFeedQuery } from '../src/couch/feed.js'
 import { requestHeaders, responseHeaders } from '../src/couch/headers.js'
@@ -112,6 +117,7 @@ void t.test('paths arrive as they were meant', async t => {
     ['/couch/db/doc/a%5Cb%23c%3Fd', '/db/doc/a%5Cb%23c%3Fd'],
     ['/couch/db/%C5%BE%25', '/db/%C5%BE%25'],
     ['/couch/a%2Fb/x', '/a%2Fb/x'],
+    ['/couch/db/it\'s(1)!*~', '/db/it\'s(1)!*~'],
     ['/couch/db/_design%2Fx', '/db/_design/x'],
     ['/couch/db/%5Fdesign/x', '/db/_design/x'],
     ['/couch/db/_local/abc', '/db/_local/hash-abc'],
@@ -178,6 +184,30 @@ void t.test('upstream never holds a complete refused request', async t => {
       t.equal(upstream.requests.length, 0, `${name}: upstream saw no complete request`)
     }
   }
+})
+
+void t.test('a body that ends before its end fails the checked one', async t => {
+  const source = new PassThrough()
+  const body = checkedBody(source, createBodyCheck('document', DEFAULT_LIMITS))
+  const failed = once(body, 'error')
+  body.resume()
+  source.write('{"a":1}')
+  source.destroy()
+  t.match(await failed, [{ code: 'ECONNRESET' }])
+  const gone = checkedBody(source, createBodyCheck('document', DEFAULT_LIMITS))
+  t.match(await once(gone, 'error'), [{ code: 'ECONNRESET' }])
+})
+
+void t.test('who writes on is told, and the connection is closed', async t => {
+  const { gate } = await stand(t)
+  const socket = connect({ port: gate.port, host: '127.0.0.1', allowHalfOpen: true })
+  t.teardown(() => { socket.destroy() })
+  let received = ''
+  socket.on('data', chunk => { received += chunk.toString() })
+  socket.on('error', () => {})
+  socket.write('POST /couch/db HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n18\r\n{"_id":"_design/x","a":"\r\n')
+  t.ok(await eventually(() => received.includes('HTTP/1.1 403')))
+  t.match(received, /\r\nconnection: close\r\n/i)
 })
 
 void t.test('no body goes up with a DELETE', async t => {
@@ -408,6 +438,12 @@ void t.test('a slow head is 504, a feed waits', async t => {
   t.equal(feed, 'waits')
 })
 
+void t.test('the head of a feed does not wait for its first line', async t => {
+  const { gate } = await stand(t, 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n')
+  const { text } = await askRaw(gate, 'GET /couch/db/_changes?feed=continuous HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n', 100)
+  t.match(text, /^HTTP\/1\.1 200 OK/)
+})
+
 void t.test('a stalled transfer is cut on both sides', async t => {
   const limits = { stallMs: 100, upstreamMs: 5000, heartbeatMs: 100 }
   const fromUpstream = await stand(t, 'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{', { limits })
@@ -476,6 +512,22 @@ void t.test('connections are kept, bounded, and apart', async t => {
   const { gate, upstream } = await stand(t)
   for (let n = 0; n < 20; n++) await ask(gate, { path: `/couch/db/doc-${n}` })
   t.equal(upstream.connections.length, 1, 'twenty requests, one connection')
+
+  upstream.answer(socket => { setTimeout(() => { socket.write(JSON_OK) }, 20) })
+  for (let round = 0; round < 3; round++) await Promise.all(Array.from({ length: 24 }, (_, n) => ask(gate, { path: `/couch/db/doc-${n}` })))
+  t.ok(upstream.connections.length <= 24, `bursts keep theirs: ${upstream.connections.length}`)
+  const before = upstream.connections.length
+
+  // In two parts, as the end of a body that is thrown away comes late.
+  upstream.answer(socket => {
+    socket.write('HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n')
+    setTimeout(() => { socket.write('{}') }, 5)
+  })
+  for (let n = 0; n < 5; n++) {
+    t.equal((await ask(gate, { path: '/couch/db/nothing' })).status, 404)
+    await sleep(15)
+  }
+  t.equal(upstream.connections.length, before, 'nor does a 404 cost one')
 
   const apart = await stand(t, (socket, { target }) => { if (!target.includes('feed=')) socket.write(JSON_OK) }, { limits: { feedsPerEntry: 4 } })
   const feeds = Array.from({ length: 6 }, () => ask(apart.gate, { path: '/couch/db/_changes?feed=longpoll' }).catch(() => undefined))

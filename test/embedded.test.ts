@@ -6,7 +6,9 @@ import t, { type Test } from 'tap'
 import { Accounts } from '../src/embedded/accounts.js'
 import { bindSocket } from '../src/embedded/bound-socket.js'
 import { startEmbedded, type Embedded, type EmbeddedOptions } from '../src/embedded/front.js'
+import { readBytes } from '../src/embedded/inline.js'
 import { SharedLock } from '../src/embedded/lock.js'
+import type { Pouch } from '../src/embedded/pouch.js'
 import { parseRange } from '../src/embedded/reading.js'
 import { HANDLERS } from '../src/embedded/rows.js'
 import { parseSelector } from '../src/embedded/selector.js'
@@ -35,7 +37,7 @@ const handles = (): string[] => process.getActiveResourcesInfo().filter(name => 
 const rows = (answer: Answer): Array<Record<string, unknown>> => answer.json.rows as Array<Record<string, unknown>>
 const ids = (answer: Answer): unknown[] => (answer.json.rows ?? answer.json.results ?? answer.json['docs'] as unknown[]).map(row => (row as Record<string, unknown>)['id'] ?? (row as Record<string, unknown>)['_id'])
 
-t.test('refusals', async t => {
+void t.test('refusals', async t => {
   const { url } = await start(t)
   await ask(url, 'PUT', '/notes/doc', { body: { a: 1 } })
   await ask(url, 'PUT', '/secret/doc', { body: { a: 1 } })
@@ -103,6 +105,8 @@ t.test('refusals', async t => {
     [any, 'GET', 'http://[::1]/notes', 400],
     [any, 'GET', '/', 400, { headers: { host: 'evil.example' } }],
     [any, 'GET', '/', 400, { headers: { host: 'localhost.evil.example' } }],
+    [any, 'GET', '/', 400, { headers: { host: '[::2]' } }],
+    [any, 'GET', '/', 200, { headers: { host: 'localhost:1' } }],
     [any, 'GET', '/', 403, { headers: { origin: 'http://evil.example' } }],
     [any, 'GET', '/', 403, { headers: { 'sec-fetch-site': 'cross-site' } }],
     [any, 'POST', '/notes/doc', 400, { headers: { 'x-http-method-override': 'DELETE' }, body: {} }],
@@ -124,7 +128,7 @@ t.test('refusals', async t => {
   t.same(ids(await ask(url, 'GET', '/notes/_all_docs')), ['doc'], 'nothing of it was written')
 })
 
-t.test('strangers', async t => {
+void t.test('strangers', async t => {
   const { url } = await start(t)
   const answers = await Promise.all(['', 'nobody:x', 'me:wrong', 'me:', ':owner-secret', 'me:owner-secret2', 'ME:owner-secret'].map(auth => ask(url, 'GET', '/notes', { auth })))
   for (const answer of answers) {
@@ -141,12 +145,12 @@ t.test('strangers', async t => {
   t.equal(accounts.credential('Basic bWU='), undefined, 'a credential without a colon is none')
 })
 
-t.test('every row has a handler, and no handler is without a row', async t => {
+void t.test('every row has a handler, and no handler is without a row', async t => {
   const named = SURFACE.filter(({ path }) => path !== 'welcome' && path !== 'all-dbs').map(({ id }) => id)
   t.same(Object.keys(HANDLERS).toSorted(), named.toSorted())
 })
 
-t.test('databases', async t => {
+void t.test('databases', async t => {
   const { url, dir, ...embedded } = await start(t)
   t.match((await ask(url, 'GET', '/')).json, { couchdb: 'Welcome' })
   t.same((await ask(url, 'GET', '/_all_dbs')).json, ['notes', 'private-x', 'secret', 'team-a'])
@@ -173,7 +177,7 @@ t.test('databases', async t => {
   t.equal(both.filter(({ status }) => status === 'fulfilled').length, 1, 'of two who make one, one does')
 })
 
-t.test('documents', async t => {
+void t.test('documents', async t => {
   const { url } = await start(t)
   const on = (method: string, path: string, how?: Ask): Promise<Answer> => ask(url, method, `/notes/${path}`, how)
   const first = await on('PUT', 'a%2Fb', { body: { n: 1 } })
@@ -209,7 +213,7 @@ t.test('documents', async t => {
   t.same((await on('GET', 'c?open_revs=["2-aa","9-zz"]', { headers: { accept: 'application/json' } })).json, [{ ok: { _id: 'c', _rev: '2-aa', x: 1 } }, { missing: '9-zz' }])
   t.equal(((await on('GET', 'c?open_revs=all')).json as unknown as unknown[]).length, 3)
   t.equal((await on('GET', 'nothing?open_revs=all')).status, 404)
-  t.same((await on('POST', '_bulk_docs', { body: { docs: [{ _id: 'c' }, { _id: 'd' }] } })).json, [{ id: 'c', error: 'conflict', reason: 'Document update conflict.' }, { ok: true, id: 'd', rev: '1-' + (await on('GET', 'd')).json['_rev']!.toString().slice(2) }])
+  t.same((await on('POST', '_bulk_docs', { body: { docs: [{ _id: 'c' }, { _id: 'd' }] } })).json, [{ id: 'c', error: 'conflict', reason: 'Document update conflict.' }, { ok: true, id: 'd', rev: '1-' + (await on('GET', 'd')).headers.etag!.slice(3, -1) }])
   t.same((await on('PUT', 'e?new_edits=false', { body: { _rev: '5-ee' } })).json, { ok: true, id: 'e', rev: '5-ee' })
 
   const local = await on('PUT', '_local/check', { body: { _id: '_local/check', seq: 4 } })
@@ -222,7 +226,7 @@ t.test('documents', async t => {
   t.notOk((await on('GET', '_all_docs')).text.includes('_local'), 'a checkpoint is no document')
 })
 
-t.test('attachments', async t => {
+void t.test('attachments', async t => {
   const { url } = await start(t)
   const text = 'hello, attachment'
   const made = await ask(url, 'PUT', '/notes/doc/dir/a.txt', { raw: text, headers: { 'content-type': 'text/plain' } })
@@ -270,7 +274,7 @@ t.test('attachments', async t => {
   }
 })
 
-t.test('bodies that are traps', async t => {
+void t.test('bodies that are traps', async t => {
   const { url } = await start(t)
   await ask(url, 'PUT', '/notes/doc', { body: {} })
   const deep = (levels: number): string => `${'['.repeat(levels)}${']'.repeat(levels)}`
@@ -352,7 +356,7 @@ t.test('bodies that are traps', async t => {
   t.equal((await ask(url, 'GET', '/notes/doc')).status, 200)
 })
 
-t.test('lists and comparisons', async t => {
+void t.test('lists and comparisons', async t => {
   const { url } = await start(t)
   const docs = Array.from({ length: 1203 }, (_, index) => ({ _id: `d${String(index).padStart(4, '0')}`, n: index }))
   await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs } })
@@ -393,7 +397,62 @@ t.test('lists and comparisons', async t => {
   t.notOk((await list('')).text.includes('_design'), 'searching leaves no design documents')
 })
 
-t.test('selectors', async t => {
+void t.test('IDs of every script are listed, in the order of UTF-8', async t => {
+  const { url } = await start(t)
+  const names = ['A', 'z', 'é', 'ÿ', 'ÿ2', 'ÿby-sequenceÿ1', 'Документ', '文書', '\ue000', '\uffff', '\uffff2', '😀', '😀😀', '\u{10ffff}', 'x\u0000y', 'constructor']
+  const every = names.flatMap(name => Array.from({ length: 40 }, (_, index) => `${name}-${index}`)).toSorted((a, b) => Buffer.compare(Buffer.from(a), Buffer.from(b)))
+  await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs: every.map(_id => ({ _id })) } })
+  const list = async (query: string): Promise<unknown[]> => (JSON.parse(Buffer.from((await ask(url, 'GET', `/notes/_all_docs?${query}`)).text, 'latin1').toString()) as { rows: Array<{ id: string }> }).rows.map(({ id }) => id)
+  for (const query of ['', 'include_docs=true']) {
+    t.same(await list(query), every, `all, ${query}`)
+    t.same(await list(`descending=true&${query}`), every.toReversed(), `backwards, ${query}`)
+    t.same(await list(`skip=300&limit=120&${query}`), every.slice(300, 420))
+    for (const at of [3, 50, 400, every.length - 30]) {
+      t.same(await list(`startkey=${encodeURIComponent(JSON.stringify(every[at]))}&${query}`), every.slice(at), `from ${every[at]}`)
+      t.same(await list(`endkey=${encodeURIComponent(JSON.stringify(every[at]))}&${query}`), every.slice(0, at + 1), `to ${every[at]}`)
+      t.same(await list(`descending=true&startkey=${encodeURIComponent(JSON.stringify(every[at]))}&${query}`), every.slice(0, at + 1).toReversed(), `back from ${every[at]}`)
+    }
+  }
+  const found = JSON.parse(Buffer.from((await ask(url, 'POST', '/notes/_find', { body: { selector: {}, limit: 10_000, fields: ['_id'] } })).text, 'latin1').toString()) as { docs: Array<{ _id: string }> }
+  t.same(found.docs.map(({ _id }) => _id), every)
+})
+
+void t.test('large attachments are sent one by one, wherever they are asked for', async t => {
+  const { url } = await start(t)
+  const bytes = Buffer.alloc(1_500_000, 'attachment ')
+  const data = bytes.toString('base64')
+  const doc = { _id: 'doc', _attachments: { '10': { data, content_type: 'a/b' }, '2': { data: 'eA==' }, 'z': { data: bytes.subarray(1).toString('base64') } } }
+  await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs: [doc, { ...doc, _id: 'other' }, { _id: 'small', _attachments: { s: { data: 'eQ==' } } }] } })
+  const same = (given: unknown, message: string): void => {
+    const attachments = (given as typeof doc)._attachments
+    t.match(attachments['2'], { data: 'eA==', revpos: 1, digest: /^md5-/ }, message)
+    t.equal(attachments['10'].data, data, message)
+    t.equal(attachments.z.data, doc._attachments.z.data, message)
+  }
+  same((await ask(url, 'GET', '/notes/doc?attachments=true')).json, 'document')
+  const [open] = (await ask(url, 'GET', '/notes/doc?open_revs=all&attachments=true', { headers: { accept: 'application/json' } })).json as unknown as Array<{ ok: unknown }>
+  same(open!.ok, 'open_revs')
+  const got = (await ask(url, 'POST', '/notes/_bulk_get?attachments=true', { body: { docs: [{ id: 'other' }, { id: 'doc' }] } })).json.results!
+  for (const { docs } of got) same((docs as Array<{ ok: unknown }>)[0]!.ok, '_bulk_get')
+  const all = rows(await ask(url, 'GET', '/notes/_all_docs?include_docs=true&attachments=true'))
+  for (const row of all.slice(0, 2)) same(row['doc'], '_all_docs')
+  t.match(all[2], { doc: { _attachments: { s: { data: 'eQ==' } } } })
+  for (const order of ['', '&descending=true']) {
+    const changes = (await ask(url, 'GET', `/notes/_changes?include_docs=true&attachments=true${order}`)).json.results!
+    for (const row of changes.filter(({ id }) => id !== 'small')) same(row['doc'], `_changes${order}`)
+  }
+  t.ok((await ask(url, 'GET', '/notes/doc?open_revs=all', { headers: { accept: 'multipart/mixed' } })).text.includes(`\r\n\r\n${bytes.toString('latin1')}\r\n--`), 'multipart')
+  t.equal((await ask(url, 'PUT', '/notes/huge', { body: { x: 'x'.repeat(8_000_000) } })).status, 413, 'a document without attachments is smaller')
+})
+
+void t.test('an attachment whose bytes are lost is not answered as an empty one', async t => {
+  const pouch = { getAttachment: async () => Buffer.alloc(0) } as unknown as Pouch
+  const document = { _id: 'doc', _rev: '1-a' }
+  await t.rejects(readBytes(pouch, document, 'a', { digest: 'md5-x', length: 3 }), { message: /are lost/ })
+  t.equal((await readBytes(pouch, document, 'a', { digest: 'md5-x', length: 0 })).length, 0)
+})
+
+void t.test('selectors', async t => {
   const doc = { a: 1, s: 'text', l: [1, 'x', { y: 2 }], o: { p: { q: null } }, 'a.b': 7, t: true }
   const yes: object[] = [
     {}, { a: 1 }, { a: { $gt: 0, $lt: 2 } }, { s: { $gte: 'text' } }, { 'o.p.q': null }, { o: { p: { q: { $exists: true } } } }, { 'a\\.b': 7 },
@@ -409,7 +468,7 @@ t.test('selectors', async t => {
   for (const bad of [nested, [], 'x', { $where: '' }, { a: { $foo: 1 } }, { a: { $in: 7 } }, { a: { $exists: 'x' } }]) t.match(thrown(() => parseSelector(bad)), { status: 400 }, JSON.stringify(bad))
 })
 
-t.test('changes', async t => {
+void t.test('changes', async t => {
   const { url } = await start(t)
   for (const name of ['a', 'b', 'c']) await ask(url, 'PUT', `/notes/${name}`, { body: { name } })
   const changes = (query: string, how: Ask = {}): Promise<Answer> => ask(url, how.body === undefined ? 'GET' : 'POST', `/notes/_changes?${query}`, how)
@@ -453,17 +512,17 @@ t.test('changes', async t => {
   t.equal(timed.text(), '{"last_seq":5,"pending":0}\n')
 })
 
-t.test('feeds end with the right to them, with the database, and with the service', async t => {
+void t.test('feeds end with the right to them, with the database, and with the service', async t => {
   const { url, ...embedded } = await start(t)
   const open = (as: string, database = 'notes'): ReturnType<typeof openFeed> => openFeed(url, `/${database}/_changes?feed=continuous&heartbeat=5000`, as)
   const [reader, writer, laptop, me, dying] = await Promise.all([open('reader'), open('writer'), open('laptop'), open('me'), open('me', 'secret')])
   const from = performance.now()
-  embedded.setAccounts(ACCOUNTS.filter(({ username }) => username !== 'reader').map(account => account.username === 'writer' ? { ...account, password: 'changed' } : account))
+  await embedded.setAccounts(ACCOUNTS.filter(({ username }) => username !== 'reader').map(account => account.username === 'writer' ? { ...account, password: 'changed' } : account))
   t.equal(await reader.ended, false, 'cut, and not as though it were complete')
   t.equal(await writer.ended, false, 'a changed password ends what the old one began')
   t.ok(performance.now() - from < 500)
   t.equal((await ask(url, 'GET', '/notes', { as: 'reader' })).status, 401)
-  embedded.setAccounts(ACCOUNTS.map(account => account.username === 'laptop' ? { ...account, scope: { kind: 'own', databases: { 'team-*': 'read' } } } : account))
+  await embedded.setAccounts(ACCOUNTS.map(account => account.username === 'laptop' ? { ...account, scope: { kind: 'own', databases: { 'team-*': 'read' } } } : account))
   t.equal(await laptop.ended, false)
   await embedded.deleteDatabase('secret')
   t.equal(await dying.ended, false)
@@ -475,7 +534,7 @@ t.test('feeds end with the right to them, with the database, and with the servic
   t.ok(performance.now() - stopped < 1500, 'feeds are not waited for')
 })
 
-t.test('replication with PouchDB', async t => {
+void t.test('replication with PouchDB', async t => {
   const { url } = await start(t)
   const dir = await temporary(t)
   const [here, there] = [localPouch(join(dir, 'here')), localPouch(join(dir, 'there'))]
@@ -494,7 +553,7 @@ t.test('replication with PouchDB', async t => {
 
   const up = here.replicate.to(remote, { live: true, retry: true })
   const down = there.replicate.from(remote, { live: true, retry: true })
-  const arrived = new Promise(resolve => { down.on('change', resolve) })
+  const arrived = new Promise(resolve => { void down.on('change', resolve) })
   await here.put({ _id: 'live', x: 1 })
   await arrived
   t.match(await there.get('live'), { x: 1 })
@@ -513,7 +572,7 @@ async function localPouchReads (t: Test, url: string): Promise<{ denied: boolean
   return { denied: failed && there.status === 404 }
 }
 
-t.test('300 feeds at once', async t => {
+void t.test('300 feeds at once', async t => {
   const { url } = await start(t)
   const warnings: string[] = []
   const warned = (warning: Error): void => { warnings.push(warning.message) }
@@ -527,7 +586,7 @@ t.test('300 feeds at once', async t => {
   t.same(warnings, [], 'and no listener leaked')
 })
 
-t.test('limits of bodies', async t => {
+void t.test('limits of bodies', async t => {
   const { url } = await start(t, { limits: { bodyBytes: 200_000, smallBodyBytes: 1000, bodies: 2, bodiesPerAccount: 1, stallMs: 300, feedsPerAccount: 1 } })
   t.equal((await ask(url, 'PUT', '/notes/x', { body: { x: 'x'.repeat(200_001) } })).status, 413)
   t.equal((await ask(url, 'PUT', '/notes/x/a', { raw: Buffer.alloc(200_001) })).status, 413)
@@ -552,10 +611,10 @@ t.test('limits of bodies', async t => {
   feed.close()
 })
 
-t.test('a damaged database is named, and the others go on', async t => {
-  const { url, dir, stop } = await start(t)
+void t.test('a damaged database is named, and the others go on', async t => {
+  const { url, dir, ...embedded } = await start(t)
   await ask(url, 'PUT', '/notes/doc', { body: {} })
-  await stop()
+  await embedded.stop()
   const current = join(dir, 'secret', 'CURRENT')
   await truncate(current)
   await writeFile(current, 'MANIFEST-999999\n')
@@ -569,7 +628,7 @@ t.test('a damaged database is named, and the others go on', async t => {
   t.same((await readdir(dir)).toSorted(), ['notes', 'private-x', 'secret', 'team-a'])
 })
 
-t.test('a write that compacts next to feeds, pages and attachments', async t => {
+void t.test('a write that compacts next to feeds, pages and attachments', async t => {
   const { url } = await start(t)
   const docs = ['2-aa', '2-zz'].map(_rev => ({ _id: 'split', _rev }))
   await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs, new_edits: false } })
@@ -597,7 +656,7 @@ t.test('a write that compacts next to feeds, pages and attachments', async t => 
   t.same(order, ['r1<', 'r2<', 'r2>', 'r1>', 'w<', 'w>', 'r3<', 'r3>'])
 })
 
-t.test('stop leaves nothing behind, and what was written stays', async t => {
+void t.test('stop leaves nothing behind, and what was written stays', async t => {
   const dir = join(await temporary(t), 'couch')
   const before = handles()
   const first = await startEmbedded({ dir, accounts: ACCOUNTS, listen: { host: '::1', port: 0 } })

@@ -58,7 +58,7 @@ export class UpstreamPools {
 }
 
 function pool (maxSockets: number): Agent {
-  return new Agent({ keepAlive: true, maxSockets, maxFreeSockets: 8, timeout: IDLE_MS })
+  return new Agent({ keepAlive: true, maxSockets, maxFreeSockets: maxSockets, timeout: IDLE_MS })
 }
 
 function end ({ documents, feeds }: Pools): void {

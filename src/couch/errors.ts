@@ -2,7 +2,7 @@ import type { ServerResponse } from 'node:http'
 import { PatchcordError } from '../core/errors.js'
 
 /** Answers with a JSON value of ours, as CouchDB writes one: a line of its own. A HEAD request gets the
- * same headers. Sends nothing where an answer has begun. Returns the bytes of the body. */
+ * same headers. Sends nothing where an answer has begun. Returns the bytes of the body that are sent. */
 export function sendCouchJson (response: ServerResponse, status: number, value: unknown): number {
   if (response.headersSent || response.destroyed) return 0
   const body = Buffer.from(`${JSON.stringify(value)}\n`)
@@ -13,7 +13,7 @@ export function sendCouchJson (response: ServerResponse, status: number, value: 
     'x-content-type-options': 'nosniff',
   })
   response.end(body)
-  return body.length
+  return response.req.method === 'HEAD' ? 0 : body.length
 }
 
 /** The one form of an error on the CouchDB surface. The gate's refusals and the proxy's answers both

@@ -76,7 +76,7 @@ export class Transfer {
       this.#resolve = resolve
       this.#reject = reject
     })
-    this.#body = plan.check === undefined ? Readable.from([]) : checkedBody(source, plan.check)
+    this.#body = plan.check === undefined ? noBody() : checkedBody(source, plan.check)
     this.#start()
   }
 
@@ -271,6 +271,11 @@ export class Transfer {
     if (short) answer.resume()
     else this.#call?.abort()
   }
+}
+
+/** Readable.from([]) would do, at the price of an asynchronous iterator per request. */
+function noBody (): Readable {
+  return new Readable({ read () { this.push(null) } })
 }
 
 /** Whether the answer says where it ends. One that ends with its connection may have been cut anywhere. */

@@ -61,7 +61,7 @@ export class Accounts {
   }
 
   #digest (username: string, password: string): Uint8Array {
-    return Uint8Array.from(createHmac('sha256', this.#key).update(JSON.stringify([username, password])).digest())
+    return createHmac('sha256', this.#key).update(JSON.stringify([username, password])).digest()
   }
 }
 

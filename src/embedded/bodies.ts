@@ -115,7 +115,7 @@ function collect (incoming: IncomingMessage, most: number, stallMs: number, sign
       if (length > most) finish(() => { reject(tooLarge(most)) })
       else parts.push(part)
     }
-    const whole = (): void => { finish(() => { resolve(parts.length === 1 ? parts[0]! : Buffer.concat(parts as unknown as Uint8Array[], length)) }) }
+    const whole = (): void => { finish(() => { resolve(parts.length === 1 ? parts[0]! : Buffer.concat(parts, length)) }) }
     const cut = (): void => { finish(() => { reject(badRequest('the body was cut off')) }) }
     incoming.on('data', take).on('end', whole).on('close', cut).on('error', cut)
     signal.addEventListener('abort', cut)

@@ -1,12 +1,14 @@
 import type { Exchange } from './exchange.js'
 import { isObject } from './json.js'
 import { Heartbeat, Waiter } from './waiting.js'
-import { badRequest, Problem } from './problem.js'
+import { fillSmall, Inliner } from './inline.js'
+import { DOCUMENTS_PAGE } from './pages.js'
+import { badRequest, Problem, problemOf } from './problem.js'
 import { parseSelector } from './selector.js'
-import type { Change, Pouch, StoredDocument } from './pouch.js'
+import type { Change } from './pouch.js'
 import type { ChangesPage, Store } from './store.js'
 
-/** Changes read at a time. */
+/** Changes read at a time, without and with their documents. */
 const PAGE = 250
 
 interface Feed {
@@ -44,7 +46,7 @@ export async function changes (exchange: Exchange, store: Store): Promise<void> 
 
 async function run (exchange: Exchange, store: Store, feed: Feed, start: number, waiter: Waiter): Promise<void> {
   const heartbeat = new Heartbeat(exchange)
-  const rows = new RowWriter(exchange, feed.kind === 'continuous')
+  const rows = new RowWriter(exchange, store, feed)
   let since = start
   let left = feed.limit
   try {
@@ -53,11 +55,11 @@ async function run (exchange: Exchange, store: Store, feed: Feed, start: number,
       const page = feed.descending ? await readBackwards(store, feed) : await readPage(store, feed, since, left)
       const chosen = page.results.filter(change => feed.filter?.matches(change) ?? true)
       const sent = chosen.slice(0, left)
-      await rows.write(feed.descending ? await withDocuments(store, feed, sent) : sent, feed.docs.include)
+      await rows.write(sent)
       left -= sent.length
       since = sent.length < chosen.length || left === 0 ? sent.at(-1)?.seq ?? since : page.last_seq
       if (left === 0 || feed.descending) break
-      if (page.results.length >= PAGE) continue
+      if (page.results.length >= pageSize(feed)) continue
       if (feed.kind === 'normal' || (feed.kind === 'longpoll' && rows.count > 0)) break
       if (await waiter.wait(heartbeat.active ? undefined : heartbeat.timeoutMs) === 'timeout') break
     }
@@ -106,16 +108,17 @@ async function readSince (exchange: Exchange, store: Store): Promise<number> {
 }
 
 function readPage (store: Store, feed: Feed, since: number, left: number): Promise<ChangesPage> {
-  const readsDocuments = feed.docs.include || feed.filter?.readsDocuments === true
   return store.changesAfter({
     since,
-    limit: feed.filter === undefined ? Math.min(PAGE, left) : PAGE,
+    limit: feed.filter === undefined ? Math.min(pageSize(feed), left) : pageSize(feed),
     style: feed.style,
-    include_docs: readsDocuments,
-    conflicts: readsDocuments && feed.docs.conflicts,
-    attachments: feed.docs.include && feed.docs.attachments,
+    include_docs: readsDocuments(feed),
+    conflicts: readsDocuments(feed) && feed.docs.conflicts,
   })
 }
+
+const readsDocuments = ({ docs, filter }: Feed): boolean => docs.include || filter?.readsDocuments === true
+const pageSize = (feed: Feed): number => readsDocuments(feed) ? DOCUMENTS_PAGE : PAGE
 
 /** All of them, since PouchDB cannot go on backwards from a place; the documents are read as they go out. */
 async function readBackwards (store: Store, feed: Feed): Promise<ChangesPage> {
@@ -125,46 +128,63 @@ async function readBackwards (store: Store, feed: Feed): Promise<ChangesPage> {
   }))
 }
 
-async function withDocuments (store: Store, feed: Feed, changes: readonly Change[]): Promise<readonly Change[]> {
-  if (!feed.docs.include) return changes
-  return await Promise.all(changes.map(async change => ({ ...change, doc: await store.read(pouch => readDocument(pouch, change, feed)) })))
-}
-
-async function readDocument (pouch: Pouch, { id, changes }: Change, { docs }: Feed): Promise<StoredDocument> {
-  return await pouch.get(id, { rev: changes[0]!.rev, conflicts: docs.conflicts, attachments: docs.attachments })
-}
-
 /** How many sequence numbers are left; CouchDB counts only those that are some document's newest, so this
  * may say more, and 0 exactly when there are none. */
 async function pendingAfter (store: Store, feed: Feed, since: number): Promise<number> {
   if (feed.descending) return 0
-  const { results } = await store.changesAfter({ since, limit: 1, style: 'main_only', include_docs: false, conflicts: false, attachments: false })
+  const { results } = await store.changesAfter({ since, limit: 1, style: 'main_only', include_docs: false, conflicts: false })
   if (results.length === 0) return 0
   return (await store.read(pouch => pouch.info())).update_seq - since
 }
 
+/** Writes changes as rows, and their documents with them. */
 class RowWriter {
   count = 0
   readonly #exchange: Exchange
-  readonly #lines: boolean
+  readonly #store: Store
+  readonly #feed: Feed
+  readonly #inliner: Inliner
 
-  constructor (exchange: Exchange, lines: boolean) {
+  constructor (exchange: Exchange, store: Store, feed: Feed) {
     this.#exchange = exchange
-    this.#lines = lines
+    this.#store = store
+    this.#feed = feed
+    this.#inliner = new Inliner(exchange, store)
   }
 
-  async write (changes: readonly Change[], withDocuments: boolean): Promise<void> {
+  async write (changes: readonly Change[]): Promise<void> {
     if (this.#exchange.signal.aborted) throw new Problem(503, 'stopped', 'the feed has ended')
     let text = ''
-    for (const { seq, id, changes: revisions, deleted, doc } of changes) {
-      const row = JSON.stringify({ seq, id, changes: revisions, ...(deleted === true && { deleted }), ...(withDocuments && { doc }) })
-      text += this.#lines ? `${row}\n` : `${this.count > 0 ? ',\n' : ''}${row}`
+    for (const change of changes) {
+      const row = await this.#row(change)
+      if (row === undefined) continue
+      text += this.#feed.kind === 'continuous' ? `${row}\n` : `${this.count > 0 ? ',\n' : ''}${row}`
       this.count++
-      if (text.length > 65_536) {
-        await this.#exchange.write(text)
+      if (text.length > FLUSH) {
+        await this.#inliner.write(text)
         text = ''
       }
     }
-    if (text !== '') await this.#exchange.write(text)
+    if (text !== '') await this.#inliner.write(text)
+  }
+
+  /** Undefined for a change that a newer one has replaced meanwhile: that one is still to come. */
+  async #row ({ seq, id, changes, deleted, doc }: Change): Promise<string | undefined> {
+    const row = { seq, id, changes, ...(deleted === true && { deleted }) }
+    const { include, conflicts, attachments } = this.#feed.docs
+    if (!include) return JSON.stringify(row)
+    const needsReading = this.#feed.descending || (attachments && doc?._attachments !== undefined)
+    if (!needsReading) return JSON.stringify({ ...row, doc })
+    const document = await this.#store.read(async pouch => {
+      const found = await pouch.get(id, { rev: changes[0]!.rev, conflicts })
+      return attachments ? await fillSmall(pouch, found) : found
+    }).catch((error: unknown) => {
+      if (problemOf(error).status === 404) return undefined
+      throw error
+    })
+    return document && JSON.stringify({ ...row, doc: attachments ? this.#inliner.mark(document) : document })
   }
 }
+
+/** Text is sent when there is more of it than this. */
+const FLUSH = 65_536

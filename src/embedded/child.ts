@@ -37,7 +37,7 @@ async function receive (message: ToChild, handle: unknown): Promise<void> {
   if (embedded === undefined) return tell({ seq, error: { code: 'not-running', message: 'the embedded database has not started' } })
   try {
     if ('accounts' in message) {
-      embedded.setAccounts(message.accounts)
+      await embedded.setAccounts(message.accounts)
       return tell({ accountsSet: seq })
     }
     if ('createDatabase' in message) await embedded.createDatabase(message.createDatabase)

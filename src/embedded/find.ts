@@ -45,7 +45,7 @@ function parseQuery (body: Record<string, unknown>) {
   return {
     matches: parseSelector(selector),
     limit, skip, after,
-    range: { descending: isDescending(sort), inclusive_end: true, include_docs: true, conflicts, attachments: false, ...(after !== undefined && { startkey: after }) },
+    range: { descending: isDescending(sort), inclusive_end: true, include_docs: true, conflicts, ...(after !== undefined && { startkey: after }) },
     project: projection(fields),
     isFullScan: !isObject(selector) || !Object.hasOwn(selector, '_id'),
   }

@@ -1,5 +1,5 @@
-import { createServer, type IncomingMessage, type Server as HttpServer, type ServerResponse } from 'node:http'
-import type { AddressInfo, Server, Socket } from 'node:net'
+import type { IncomingMessage, Server as HttpServer, ServerResponse } from 'node:http'
+import type { AddressInfo, Server } from 'node:net'
 import { formatAddress, type Address } from '../core/address.js'
 import { PatchcordError, systemCode } from '../core/errors.js'
 import { parseDatabaseName, type DatabaseName } from '../core/ids.js'
@@ -16,6 +16,7 @@ import { EMBEDDED_LIMITS, type EmbeddedLimits } from './limits.js'
 import { badRequest, missing, noDatabase, Problem, problemOf } from './problem.js'
 import { HANDLERS } from './rows.js'
 import type { Store } from './store.js'
+import { strictServer } from './strict-server.js'
 
 /*
  * The embedded database: a CouchDB-compatible front of our own over PouchDB and LevelDB, on loopback.
@@ -46,8 +47,9 @@ export type Listening = Server | { readonly fd: number }
 export interface Embedded {
   /** `http://[::1]:<port>`, without a slash at the end. */
   readonly url: string
-  /** Replaces all accounts at once. Requests and feeds that are no longer allowed are cut off. */
-  setAccounts (accounts: readonly Account[]): void
+  /** Replaces all accounts at once, and resolves when they are in force. Requests and feeds that are no
+   * longer allowed are cut off. In this process it is done when the call returns. */
+  setAccounts (accounts: readonly Account[]): Promise<void>
   /** Makes an empty database. Throws `usage` for its name, `already-exists`. */
   createDatabase (name: string): Promise<void>
   /** Deletes a database and ends its feeds. Throws `not-found`. */
@@ -69,7 +71,7 @@ export async function startEmbedded (options: EmbeddedOptions): Promise<Embedded
   databases.onList = names => { for (const listener of listeners) listener(names) }
   return {
     url: `http://${formatAddress({ host, port })}`,
-    setAccounts: accounts => { front.setAccounts(accounts) },
+    setAccounts: async accounts => { front.setAccounts(accounts) },
     createDatabase: async name => { await databases.create(parseDatabaseName(name)) },
     deleteDatabase: async name => { await databases.remove(parseDatabaseName(name)) },
     databases: async () => databases.names(),
@@ -107,7 +109,12 @@ class Front {
     this.#limits = Object.freeze({ ...EMBEDDED_LIMITS, ...limits })
     this.#logger = logger ?? silentLogger()
     this.#bodies = new Bodies(this.#limits)
-    this.#http = this.#server()
+    this.#http = strictServer(this.#limits, (incoming, response) => {
+      this.#take(incoming, response).catch((error: unknown) => {
+        this.#logger.error({ err: error }, 'a request could not even be refused')
+        response.destroy()
+      })
+    })
   }
 
   async listen (listen: EmbeddedOptions['listen']): Promise<{ host: string, port: number }> {
@@ -149,38 +156,6 @@ class Front {
     }
     this.#http.closeAllConnections()
     await closed
-  }
-
-  #server (): HttpServer {
-    const limits = this.#limits
-    const server = createServer({
-      maxHeaderSize: limits.headBytes,
-      headersTimeout: limits.headMs,
-      // A body has no total limit, only one on its silence (bodies.ts).
-      requestTimeout: 0,
-      keepAliveTimeout: limits.idleMs,
-      connectionsCheckingInterval: Math.min(5000, limits.headMs),
-      insecureHTTPParser: false,
-      noDelay: true,
-    })
-    server.maxHeadersCount = limits.headers
-    server.maxConnections = limits.connections
-    const take = (incoming: IncomingMessage, response: ServerResponse): void => {
-      this.#take(incoming, response).catch((error: unknown) => {
-        this.#logger.error({ err: error }, 'a request could not even be refused')
-        response.destroy()
-      })
-    }
-    server.on('request', take)
-    // So that a refused body is never sent: bodies.ts answers 100 when it is about to read.
-    server.on('checkContinue', take)
-    server.on('checkExpectation', take)
-    server.on('connect', (_: IncomingMessage, socket: Socket) => { socket.destroy() })
-    server.on('clientError', (_: Error, socket: Socket) => {
-      if (!socket.writable) return void socket.destroy()
-      socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n')
-    })
-    return server
   }
 
   async #take (incoming: IncomingMessage, response: ServerResponse): Promise<void> {

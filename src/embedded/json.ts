@@ -4,7 +4,7 @@ import { badRequest, Problem } from './problem.js'
 const DEEPEST = 64
 /** The most values of one body. Each costs some 64 bytes of heap whatever its length on the wire: 64 MiB of
  * `[[],[],…` would be more than the process has. */
-const MOST_VALUES = 1024 * 1024
+const MOST_VALUES = 500_000
 
 const QUOTE = 0x22, BACKSLASH = 0x5c, COMMA = 0x2c, OPEN_LIST = 0x5b, OPEN_OBJECT = 0x7b, CLOSE_LIST = 0x5d, CLOSE_OBJECT = 0x7d
 

@@ -13,6 +13,8 @@ export const EMBEDDED_LIMITS = {
   feedsPerAccount: 1024,
   /** One JSON body or attachment. */
   bodyBytes: 64 * 1024 * 1024,
+  /** One document without its attachments, CouchDB's `max_document_size`. */
+  documentBytes: 8_000_000,
   /** Bodies up to this are read at once; of larger ones so many at a time, and so many may wait. */
   smallBodyBytes: 65_536,
   bodies: 4,

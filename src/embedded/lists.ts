@@ -1,8 +1,9 @@
 import type { Exchange } from './exchange.js'
 import { isObject } from './json.js'
 import { isRevision } from './documents.js'
-import { documentPages, PAGE, type DocumentRange } from './pages.js'
-import { revisionsOf, revisionTree, type DocumentRow, type OpenRevision, type Pouch } from './pouch.js'
+import { fillSmall, Inliner } from './inline.js'
+import { documentPages, DOCUMENTS_PAGE, PAGE, type DocumentRange } from './pages.js'
+import { revisionsOf, revisionTree, type DocumentRow, type OpenRevision, type Pouch, type StoredDocument } from './pouch.js'
 import { badRequest, Problem, problemOf } from './problem.js'
 import type { Store } from './store.js'
 
@@ -18,21 +19,48 @@ export async function allDocs (exchange: Exchange, store: Store): Promise<void> 
   exchange.head(200, { 'Content-Type': 'application/json' })
   const sequencePart = exchange.flag('update_seq') ? `"update_seq":${sequence},` : ''
   await exchange.write(`{"total_rows":${total},"offset":${keys === undefined ? Math.min(skip, total) : null},${sequencePart}"rows":[`)
+  const inliner = new Inliner(exchange, store)
+  const withAttachments = exchange.flag('include_docs') && exchange.flag('attachments')
   let separator = '\n'
-  const rows = keys === undefined ? rowsInRange(exchange, store, skip) : rowsOfKeys(exchange, store, keys, skip)
-  for await (const page of rows) {
-    if (page.length === 0) continue
-    await exchange.write(separator + page.map(row => JSON.stringify(row)).join(',\n'))
-    separator = ',\n'
+  for await (const page of keys === undefined ? rowsInRange(exchange, store, skip) : rowsOfKeys(exchange, store, keys, skip)) {
+    let text = ''
+    for (const row of page) {
+      const whole = withAttachments && row.doc?._attachments !== undefined ? await withInlined(store, inliner, row) : row
+      if (whole === undefined) continue
+      text += separator + JSON.stringify(whole)
+      separator = ',\n'
+      if (text.length > FLUSH) {
+        await inliner.write(text)
+        text = ''
+      }
+    }
+    if (text !== '') await inliner.write(text)
   }
   exchange.end('\n]}\n')
+}
+
+/** Text is sent when there is more of it than this. */
+const FLUSH = 65_536
+
+/** The row as it is now, with its attachments; undefined where the document was deleted after it was read. */
+async function withInlined (store: Store, inliner: Inliner, row: DocumentRow): Promise<DocumentRow | undefined> {
+  const document = await store.read(async pouch => {
+    try {
+      return await fillSmall(pouch, row.doc!)
+    } catch (error) {
+      if (problemOf(error).status !== 404) throw error
+      return await pouch.get(row.id!).then(newer => fillSmall(pouch, newer), () => undefined)
+    }
+  })
+  return document && { ...row, value: { rev: document._rev }, doc: inliner.mark(document) }
 }
 
 async function * rowsOfKeys (exchange: Exchange, store: Store, keys: readonly unknown[], skip: number): AsyncGenerator<DocumentRow[]> {
   const wanted = exchange.flag('descending') ? keys.toReversed() : keys
   const chosen = wanted.slice(skip, skip + (exchange.count('limit') ?? wanted.length))
-  for (let at = 0; at < chosen.length; at += PAGE) {
-    const part = chosen.slice(at, at + PAGE)
+  const step = exchange.flag('include_docs') ? DOCUMENTS_PAGE : PAGE
+  for (let at = 0; at < chosen.length; at += step) {
+    const part = chosen.slice(at, at + step)
     // For a key that is empty or no string PouchDB answers the first document of all.
     const known = part.filter(key => typeof key === 'string' && key !== '')
     const { rows } = await store.read(pouch => pouch.allDocs({ ...rowOptions(exchange), keys: known }))
@@ -46,13 +74,13 @@ function rowsInRange (exchange: Exchange, store: Store, skip: number): AsyncIter
   return range === undefined ? [] : documentPages(store, { ...rowOptions(exchange), ...range }, skip, exchange.count('limit') ?? Infinity)
 }
 
-function rowOptions (exchange: Exchange): Pick<DocumentRange, 'include_docs' | 'conflicts' | 'attachments'> {
-  return { include_docs: exchange.flag('include_docs'), conflicts: exchange.flag('conflicts'), attachments: exchange.flag('include_docs') && exchange.flag('attachments') }
+function rowOptions (exchange: Exchange): Pick<DocumentRange, 'include_docs' | 'conflicts'> {
+  return { include_docs: exchange.flag('include_docs'), conflicts: exchange.flag('conflicts') }
 }
 
 /** The range that the parameters say, or undefined where no ID can be in it. IDs are strings; in CouchDB's
  * order numbers come before every string, lists and objects after. */
-function readRange (exchange: Exchange): Omit<DocumentRange, 'include_docs' | 'conflicts' | 'attachments'> | undefined {
+function readRange (exchange: Exchange): Omit<DocumentRange, 'include_docs' | 'conflicts'> | undefined {
   const key = exchange.jsonParameter('key')
   const from = key ?? exchange.jsonParameter('startkey') ?? exchange.jsonParameter('start_key')
   const to = key ?? exchange.jsonParameter('endkey') ?? exchange.jsonParameter('end_key')
@@ -73,10 +101,6 @@ function isBeyond (key: unknown, below: boolean): boolean {
   return below ? typeof key !== 'object' && (typeof key !== 'string' || key === '') : typeof key === 'object'
 }
 
-const AT_ONCE = 32
-
-interface Wanted { readonly id: string, readonly rev: string | undefined }
-
 /** `POST /db/_bulk_get`, written out as it is read: the documents need not fit into memory together. */
 export async function bulkGet (exchange: Exchange, store: Store): Promise<void> {
   const { docs } = await exchange.readObject()
@@ -85,16 +109,22 @@ export async function bulkGet (exchange: Exchange, store: Store): Promise<void> 
   exchange.head(200, { 'Content-Type': 'application/json' })
   await exchange.write('{"results":[')
   let separator = '\n'
-  // Some at once for speed; with attachments one by one, for each may be as large as a body.
-  const step = exchange.flag('attachments') ? 1 : AT_ONCE
+  const inliner = new Inliner(exchange, store)
+  const withAttachments = exchange.flag('attachments')
+  // Some at once for speed; with attachments one by one.
+  const step = withAttachments ? 1 : DOCUMENTS_PAGE
   for (let at = 0; at < wanted.length; at += step) {
     const part = wanted.slice(at, at + step)
     const found = await store.read(pouch => Promise.all(part.map(one => openRevisions(pouch, one, exchange))))
-    await exchange.write(separator + part.map(({ id }, index) => JSON.stringify({ id, docs: found[index] })).join(',\n'))
+    const rows = part.map(({ id }, index) => JSON.stringify({ id, docs: found[index]!.map(one => 'ok' in one && withAttachments ? { ok: inliner.mark(one.ok) } : one) }))
+    await inliner.write(separator + rows.join(',\n'))
     separator = ',\n'
   }
   exchange.end('\n]}\n')
 }
+
+interface Wanted { readonly id: string, readonly rev: string | undefined }
+type Found = { readonly ok: StoredDocument } | { readonly error: object }
 
 function parseWanted (value: unknown): Wanted {
   if (!isObject(value)) throw badRequest('`docs` must be a list of objects')
@@ -105,16 +135,18 @@ function parseWanted (value: unknown): Wanted {
   return { id, rev }
 }
 
-async function openRevisions (pouch: Pouch, { id, rev }: Wanted, exchange: Exchange): Promise<object[]> {
-  const failed = (error: string, reason: string): object => ({ error: { id, rev: rev ?? 'undefined', error, reason } })
+async function openRevisions (pouch: Pouch, { id, rev }: Wanted, exchange: Exchange): Promise<Found[]> {
+  const failed = (error: string, reason: string): Found => ({ error: { id, rev: rev ?? 'undefined', error, reason } })
   try {
     const found: OpenRevision[] = await pouch.get(id, {
       open_revs: rev === undefined ? 'all' : [rev],
       revs: exchange.flag('revs'),
       latest: exchange.flag('latest'),
-      attachments: exchange.flag('attachments'),
     })
-    return found.map(one => 'ok' in one ? one : failed('not_found', 'missing'))
+    return await Promise.all(found.map(async one => {
+      if (!('ok' in one)) return failed('not_found', 'missing')
+      return exchange.flag('attachments') ? { ok: await fillSmall(pouch, one.ok) } : one
+    }))
   } catch (error) {
     const { status, error: name, reason } = problemOf(error)
     if (status === 500) throw error

@@ -1,5 +1,7 @@
 import { randomBytes } from 'node:crypto'
+import { readBytes } from './inline.js'
 import type { OpenRevision, StoredDocument } from './pouch.js'
+import type { Store } from './store.js'
 
 /**
  * Open revisions as `multipart/mixed`, which CouchDB's replicator asks for and nothing else will do: a
@@ -13,30 +15,31 @@ import type { OpenRevision, StoredDocument } from './pouch.js'
  *     {"_id":"x","_rev":"1-a"}
  *     --b--
  */
-export function * multipartRevisions (revisions: readonly OpenRevision[], boundary: string): Generator<string | Buffer> {
+export async function * multipartRevisions (revisions: readonly OpenRevision[], boundary: string, store: Store): AsyncGenerator<string | Buffer> {
   for (const revision of revisions) {
     yield `\r\n--${boundary}`
     if ('missing' in revision) yield `\r\nContent-Type: application/json; error="true"\r\n\r\n${JSON.stringify(revision)}`
-    else yield * documentPart(revision.ok)
+    else yield * documentPart(revision.ok, store)
   }
   yield `\r\n--${boundary}--`
 }
 
-function * documentPart (document: StoredDocument): Generator<string | Buffer> {
+async function * documentPart (document: StoredDocument, store: Store): AsyncGenerator<string | Buffer> {
   const attachments = Object.entries(document._attachments ?? {})
   if (attachments.length === 0) {
     yield `\r\nContent-Type: application/json\r\n\r\n${JSON.stringify(document)}`
     return
   }
-  const bytes = attachments.map(([, { data }]) => Buffer.from(data ?? '', 'base64'))
-  const following = Object.fromEntries(attachments.map(([name, { content_type, digest, revpos }], index) =>
-    [name, { content_type, digest, revpos, follows: true, length: bytes[index]!.length }]))
+  const following = Object.fromEntries(attachments.map(([name, { content_type, digest, revpos, data, length }]) =>
+    [name, { content_type, digest, revpos, follows: true, length: data === undefined ? length : Buffer.byteLength(data, 'base64') }]))
   const inner = randomBytes(16).toString('hex')
   yield `\r\nContent-Type: multipart/related; boundary="${inner}"\r\n\r\n`
   yield `--${inner}\r\nContent-Type: application/json\r\n\r\n${JSON.stringify({ ...document, _attachments: following })}`
-  for (const [index, [name, { content_type: type }]] of attachments.entries()) {
-    yield `\r\n--${inner}\r\nContent-Disposition: attachment; filename="${encodeURIComponent(name)}"\r\nContent-Type: ${type ?? 'application/octet-stream'}\r\nContent-Length: ${bytes[index]!.length}\r\n\r\n`
-    yield bytes[index]!
+  for (const [name, attachment] of attachments) {
+    const { data, content_type: type } = attachment
+    const bytes = data === undefined ? await store.read(pouch => readBytes(pouch, document, name, attachment)) : Buffer.from(data, 'base64')
+    yield `\r\n--${inner}\r\nContent-Disposition: attachment; filename="${encodeURIComponent(name)}"\r\nContent-Type: ${type ?? 'application/octet-stream'}\r\nContent-Length: ${bytes.length}\r\n\r\n`
+    yield bytes
   }
   yield `\r\n--${inner}--`
 }

@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import type { Exchange } from './exchange.js'
+import { fillSmall, Inliner, readBytes } from './inline.js'
 import { multipartRevisions } from './multipart.js'
-import { revisionsOf, revisionTree, type Pouch, type StoredAttachment, type StoredDocument } from './pouch.js'
+import { revisionsOf, revisionTree, type OpenRevision, type Pouch, type StoredAttachment, type StoredDocument } from './pouch.js'
 import { badRequest, missing, Problem } from './problem.js'
 import type { Store } from './store.js'
 
@@ -15,11 +16,26 @@ export function documentId ({ action: { row, target } }: Exchange): string {
 export async function readDocument (exchange: Exchange, store: Store): Promise<void> {
   const id = documentId(exchange)
   if (exchange.parameter('open_revs') !== undefined) return await readOpenRevisions(exchange, store, id)
-  const document = await store.read(pouch => getDocument(pouch, id, exchange))
+  const withAttachments = asksForAttachments(exchange)
+  const document = await store.read(async pouch => {
+    const found = await getDocument(pouch, id, exchange)
+    return withAttachments ? await fillSmall(pouch, found) : found
+  })
   // Only a plain read of the winner has the revision for its tag: other parameters change the body.
   const tag = `"${document._rev}"`
   if (exchange.isUnchanged(tag)) return
-  exchange.json(200, document, { ETag: tag })
+  if (!withAttachments) return exchange.json(200, document, { ETag: tag })
+  await writeInlined(exchange, store, { ETag: tag }, inliner => inliner.mark(document))
+}
+
+const asksForAttachments = (exchange: Exchange): boolean => exchange.flag('attachments') || exchange.parameter('atts_since') !== undefined
+
+async function writeInlined (exchange: Exchange, store: Store, headers: Record<string, string>, value: (inliner: Inliner) => unknown): Promise<void> {
+  const inliner = new Inliner(exchange, store)
+  const text = JSON.stringify(value(inliner))
+  exchange.head(200, { 'Content-Type': 'application/json', ...headers })
+  await inliner.write(text)
+  exchange.end('\n')
 }
 
 async function getDocument (pouch: Pouch, id: string, exchange: Exchange): Promise<StoredDocument> {
@@ -30,7 +46,6 @@ async function getDocument (pouch: Pouch, id: string, exchange: Exchange): Promi
     revs: exchange.flag('revs'),
     revs_info: meta || exchange.flag('revs_info'),
     conflicts: meta || exchange.flag('conflicts'),
-    attachments: exchange.flag('attachments') || exchange.parameter('atts_since') !== undefined,
   })
   if (meta || exchange.flag('deleted_conflicts')) {
     const deleted = revisionsOf(await revisionTree(pouch, id) ?? [])
@@ -45,16 +60,16 @@ async function readOpenRevisions (exchange: Exchange, store: Store, id: string):
   const open_revs = given === 'all' ? 'all' as const : JSON.parse(given) as string[]
   const accept = exchange.request.headers.get('accept') ?? ''
   const isMultipart = accept.includes('multipart/mixed') && !accept.includes('application/json')
-  const revisions = await store.read(pouch => pouch.get(id, {
-    open_revs,
-    revs: exchange.flag('revs'),
-    latest: exchange.flag('latest'),
-    attachments: isMultipart || exchange.flag('attachments') || exchange.parameter('atts_since') !== undefined,
-  }))
-  if (!isMultipart) return exchange.json(200, revisions)
+  const withAttachments = isMultipart || asksForAttachments(exchange)
+  const revisions = await store.read(async pouch => {
+    const found: OpenRevision[] = await pouch.get(id, { open_revs, revs: exchange.flag('revs'), latest: exchange.flag('latest') })
+    if (!withAttachments) return found
+    return await Promise.all(found.map(async one => 'ok' in one ? { ok: await fillSmall(pouch, one.ok) } : one))
+  })
+  if (!isMultipart) return await writeInlined(exchange, store, {}, inliner => revisions.map(one => 'ok' in one && withAttachments ? { ok: inliner.mark(one.ok) } : one))
   const boundary = randomBytes(16).toString('hex')
   exchange.head(200, { 'Content-Type': `multipart/mixed; boundary="${boundary}"` })
-  for (const part of multipartRevisions(revisions, boundary)) await exchange.write(part)
+  for await (const part of multipartRevisions(revisions, boundary, store)) await exchange.write(part)
   exchange.end()
 }
 
@@ -74,10 +89,7 @@ export async function readAttachment (exchange: Exchange, store: Store): Promise
     const stub = attachmentOf(document, name)
     if (stub === undefined) throw missing('Document is missing attachment')
     if (exchange.isHead) return { stub, bytes: undefined }
-    const bytes = await pouch.getAttachment(id, name, { rev: document._rev })
-    // PouchDB answers an attachment whose bytes are lost with an empty one.
-    if (bytes.length !== stub.length) throw new Problem(500, 'database_unusable', `the bytes of attachment ${name.slice(0, 80)} of ${store.name} are lost`)
-    return { stub, bytes }
+    return { stub, bytes: await readBytes(pouch, document, name, stub) }
   })
   sendAttachment(exchange, found.stub, found.bytes)
 }

@@ -25,7 +25,6 @@ export interface PageOptions {
   readonly style: string
   readonly include_docs: boolean
   readonly conflicts: boolean
-  readonly attachments: boolean
 }
 
 /** One open database. Every use of PouchDB goes through `read` and `write`. */

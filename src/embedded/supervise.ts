@@ -26,12 +26,9 @@ export type EmbeddedEvent =
 
 /** The embedded database in a process of its own. It is started again when it ends; address and port stay,
  * and what connects in between waits. */
-export interface EmbeddedChild extends Omit<Embedded, 'setAccounts'> {
+export interface EmbeddedChild extends Embedded {
   /** Of the process that runs now; undefined between two. */
   readonly pid: number | undefined
-  /** Resolves when the accounts are in force. A process that does not say so in time is killed, and the
-   * next one begins with them: a right that was taken away never outlives a lost message. */
-  setAccounts (accounts: readonly Account[]): Promise<void>
 }
 
 /** Starts it. Throws `port-in-use`, and what the process says about `dir`. */
@@ -118,6 +115,8 @@ class Supervisor implements EmbeddedChild {
     })
   }
 
+  /** A process that does not say in time that it took them is killed, and the next one begins with them: a
+   * right that was taken away never outlives a lost message. */
   async setAccounts (accounts: readonly Account[]): Promise<void> {
     this.#accounts = accounts
     const child = this.#child

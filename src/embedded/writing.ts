@@ -10,6 +10,7 @@ interface Written { readonly ok: true, readonly id: string, readonly rev: string
 /** `POST /db`. */
 export async function createDocument (exchange: Exchange, store: Store): Promise<void> {
   const document = parseDocument(await exchange.readObject(), true)
+  checkSize(exchange, [document])
   const written = await store.write(pouch => writeOne(pouch, document, true))
   exchange.json(201, written, { ETag: `"${written.rev}"` })
 }
@@ -22,6 +23,7 @@ export async function writeDocument (exchange: Exchange, store: Store): Promise<
   const newEdits = exchange.parameter('new_edits') !== 'false'
   const rev = givenRevision(exchange, isRevision(body['_rev']) ? body['_rev'] : undefined)
   const document = parseDocument({ ...body, _id: id, ...(rev !== undefined && { _rev: rev }) }, newEdits)
+  checkSize(exchange, [document])
   const written = await store.write(pouch => writeOne(pouch, document, newEdits))
   exchange.json(201, written, { ETag: `"${written.rev}"` })
 }
@@ -44,8 +46,17 @@ export async function bulkDocs (exchange: Exchange, store: Store): Promise<void>
   if (!Array.isArray(docs)) throw badRequest('POST body must include `docs` parameter.')
   if (typeof newEdits !== 'boolean') throw badRequest('`new_edits` parameter must be a boolean.')
   const documents = docs.map(doc => parseDocument(doc, newEdits))
+  checkSize(exchange, documents)
   const results = await store.write(pouch => writeAll(pouch, documents, newEdits))
   exchange.json(201, results.map(resultRow))
+}
+
+/** Throws 413 for a document that is too large without its attachments: lists hold several at a time. */
+function checkSize ({ limits, request }: Exchange, documents: readonly WritableDocument[]): void {
+  if (request.body?.length !== undefined && request.body.length <= limits.documentBytes) return
+  for (const { _attachments, ...document } of documents) {
+    if (JSON.stringify(document).length > limits.documentBytes) throw new Problem(413, 'document_too_large', document._id.slice(0, 80))
+  }
 }
 
 function resultRow (result: WriteResult): object {

@@ -43,8 +43,8 @@ export function canonicalise (head: RawHead, device: DeviceId): Canonical {
   return canonicaliseFor(head, { checkHost: headers => checkHost(headers, device), origin: 'https:', couchAt: 1 })
 }
 
-/** The same for the embedded database: CouchDB's paths start at the root, and Host is a literal loopback
- * address (a page whose name was pointed at us has another one). */
+/** The same for the embedded database: CouchDB's paths start at the root, and Host is localhost or a
+ * literal loopback address (a page whose name was pointed at us has another one). */
 export function canonicaliseLoopback (head: RawHead): Canonical {
   return canonicaliseFor(head, { checkHost: checkLoopbackHost, origin: 'http:', couchAt: 0 })
 }
@@ -127,15 +127,27 @@ function decode (text: string): string {
 /** Dots stay refused however often they are escaped: no upstream may find them by decoding once more. */
 function checkSegment (segment: string): void {
   if (!segment.includes('.') && !segment.includes('%')) return
-  let text = segment
-  for (let round = 0; round < 4; round++) {
-    for (const part of text.split('/')) {
-      if (part === '.' || part === '..') refuse('dot-segment', 'the path holds a "." or ".." segment')
-    }
-    const next = text.replace(/%2e/gi, '.').replace(/%2f/gi, '/').replace(/%25/g, '%')
-    if (next === text) return
-    text = next
+  for (const part of unescapeToTheEnd(segment).split('/')) {
+    if (part === '.' || part === '..') refuse('dot-segment', 'the path holds a "." or ".." segment')
   }
+}
+
+/** `text` with every escape of an ASCII character undone, and every escape that comes of it. From the right,
+ * where each is met once: decoding in rounds takes one round per `25` of `%252525…2e`. */
+function unescapeToTheEnd (text: string): string {
+  if (!text.includes('%')) return text
+  const characters: string[] = []
+  for (let at = text.length - 1; at >= 0; at--) {
+    let character = text[at]!
+    while (character === '%' && characters.length >= 2) {
+      const digits = `${characters.at(-1)!}${characters.at(-2)!}`
+      if (!/^[0-7][0-9a-f]$/i.test(digits)) break
+      characters.length -= 2
+      character = String.fromCharCode(Number.parseInt(digits, 16))
+    }
+    characters.push(character)
+  }
+  return characters.reverse().join('')
 }
 
 /** CouchDB allows %2F in a database name and in a document ID, and nowhere else does this port. */
@@ -187,12 +199,13 @@ function readHeaders (raw: readonly string[]): ReadonlyMap<string, string> {
   return headers
 }
 
-const FRAMING = new Set(['host', 'content-length', 'transfer-encoding', 'expect'])
+/** What decides here whether and how a request is read may not be named away. */
+const DECIDING = new Set(['host', 'content-length', 'transfer-encoding', 'expect', 'origin', 'sec-fetch-site'])
 
 function dropHopByHop (headers: Map<string, string>, connection: string): void {
   for (const token of connection.split(',')) {
     const name = token.trim().toLowerCase()
-    if (FRAMING.has(name)) refuse('connection-header', `Connection names ${name}`)
+    if (DECIDING.has(name)) refuse('connection-header', `Connection names ${name}`)
     headers.delete(name)
   }
 }

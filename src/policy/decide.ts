@@ -38,7 +38,8 @@ const NO_FACTS: FileFacts = Object.freeze({ records: [] })
 /** Says allowed or refused, and which rule decided. Pure, and the only place that decides. `facts` are
  * read where `needsFacts` says so; without them such a request is refused. */
 export function decide (principal: Principal, action: Action, now: number, facts: FileFacts = NO_FACTS): Decision {
-  if (now >= principal.endsAt) {
+  // So written that an end or a clock that is no number ends it.
+  if (!(now < principal.endsAt)) {
     // Admission bounds for how long an expired certificate gets as far as this.
     return action.kind === 'mail' ? allowed('mail: renewal', 'an expired certificate may fetch its renewal') : refused(403, 'ended', 'the certificate has expired; only /mail answers, for its renewal')
   }

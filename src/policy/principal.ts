@@ -22,15 +22,17 @@ export interface Principal {
 }
 
 /** What `principal` may do with `database`. An exact name decides before a pattern, and the longest
- * pattern before a shorter one; patterns count for own devices alone. */
+ * pattern before a shorter one; patterns count for own devices alone. No grant covers a name that starts
+ * with `_`: CouchDB keeps users, passwords and replications in such databases. */
 export function databaseAccess (principal: Principal, database: DatabaseName): DatabaseAccess {
   const { databases } = principal.grant
+  if (database.startsWith('_')) return 'none'
   if (Object.hasOwn(databases, database)) return databases[database] ?? 'none'
   if (principal.relation !== 'own') return 'none'
   let longest = -1
   let access: DatabaseAccess = 'none'
   for (const pattern in databases) {
-    if (pattern.endsWith('*') && pattern.length > longest && database.startsWith(pattern.slice(0, -1))) {
+    if (pattern.endsWith('*') && pattern.length > longest && database.startsWith(pattern.slice(0, -1)) && Object.hasOwn(databases, pattern)) {
       longest = pattern.length
       access = databases[pattern] ?? 'none'
     }

@@ -3,15 +3,21 @@ import { PatchcordError } from '../core/errors.js'
 import { sendCouchFailure } from '../couch/errors.js'
 
 /** Answers with an error, in the one form that the CouchDB surface has too, so that what was not granted
- * looks like what is not there. A 400 ends the connection (its framing is not to be trusted), and so does a
- * body that was not read. */
-export function answerError (request: IncomingMessage, response: ServerResponse, failure: PatchcordError): void {
+ * looks like what is not there, and returns the bytes of its body. An error that ends the connection does,
+ * and so does a body that was not read. */
+export function answerError (request: IncomingMessage, response: ServerResponse, failure: PatchcordError): number {
   if (response.headersSent) {
     response.destroy()
-    return
+    return 0
   }
-  if (failure.status === 400 || !request.complete) response.shouldKeepAlive = false
-  sendCouchFailure(response, failure)
+  if (endsConnection(failure) || !request.complete) response.shouldKeepAlive = false
+  return sendCouchFailure(response, failure)
+}
+
+/** Whether nothing more is taken from a connection after this: the framing of what is not canonical is not
+ * to be trusted, and what a foreign page sends next is no better. */
+export function endsConnection ({ status, code }: PatchcordError): boolean {
+  return status === 400 || code === 'foreign-origin'
 }
 
 /** Answers with JSON of ours. */

@@ -10,7 +10,7 @@ import { canonicalise, type CanonicalRequest } from '../policy/canonical.js'
 import { decide, needsFacts, type FileFacts } from '../policy/decide.js'
 import type { Principal } from '../policy/principal.js'
 import { route, type Action } from '../policy/route.js'
-import { answerError, failureOf } from './answers.js'
+import { answerError, endsConnection, failureOf } from './answers.js'
 import type { Connection, Connections, Counted } from './connections.js'
 import { Permit } from './permit.js'
 import type { ServerState } from './state.js'
@@ -87,8 +87,8 @@ export class Dispatch {
       line.status = failure.status
       if (failure.code === 'internal') logger.error({ ...line, err: error }, 'request failed')
       else line.problem = failure.message
-      if (failure.status === 400) connection.refused = true
-      answerError(message, response, failure)
+      if (endsConnection(failure)) connection.refused = true
+      line.bytes = answerError(message, response, failure)
     }
     if (!message.complete && !response.destroyed) await discard(message, response, limits)
     line.ms = Math.round((clock.monotonic() - started) * 10) / 10

@@ -84,7 +84,8 @@ export function openFeed (url: string, path: string, as = 'me'): Promise<Feed> {
       let waiting: Array<[RegExp, () => void]> = []
       incoming.setEncoding('utf8').on('data', (part: string) => {
         text += part
-        waiting = waiting.filter(([pattern, done]) => !pattern.test(text) || void done())
+        for (const [pattern, done] of waiting) if (pattern.test(text)) done()
+        waiting = waiting.filter(([pattern]) => !pattern.test(text))
       })
       const ended = new Promise<boolean>(resolve => {
         incoming.on('error', () => undefined)
