@@ -4,7 +4,7 @@ import { mkdir } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { hostOf, type Address } from '../core/address.js'
+import { formatAddress, hostOf, reachableAddresses, type Address } from '../core/address.js'
 import { systemClock, type Clock } from '../core/clock.js'
 import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { Home } from '../core/home.js'
@@ -147,6 +147,7 @@ export class Agent {
     return {
       device, user, name: this.name,
       listen: this.listen,
+      addresses: this.#server.addresses.flatMap(reachableAddresses).map(formatAddress),
       couch: { url: this.#couch.url, kind: this.#couch.kind },
       server: { pid: this.#server.pid ?? null, confined: null },
       peers: this.peers.all().map(peer => peer.status()),

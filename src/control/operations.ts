@@ -48,6 +48,8 @@ export interface Status {
   user: string
   name: string
   listen: ListenInfo[]
+  /** Where others reach it, as `connect --at` takes it. */
+  addresses: string[]
   couch: { url: string, kind: 'embedded' | 'couchdb' }
   server: { pid: number | null, confined: string | null }
   peers: PeerStatus[]
