@@ -516,6 +516,13 @@ await t.test('every parameter of every row refuses something, and control over a
   t.end()
 })
 
+await t.test('a whole number is taken up to what the refusal says', t => {
+  const limit = (value: string): number => decide(WHO['own device'], actionOf('GET', `/couch/db/_all_docs?limit=${value}`)!, NOW).status
+  for (const value of ['9007199254740992', '9007199254740993', '10000000000000000', '99999999999999999999', '-1', '1.0', '0x10', '%201', '']) t.equal(limit(value), 400, value)
+  for (const value of ['0', '007', '9007199254740991']) t.equal(limit(value), 200, value)
+  t.end()
+})
+
 // ---- decisions about the rest
 
 await t.test('files: refusals first', t => {

@@ -6,6 +6,13 @@ import { Output } from './output.js'
 import * as service from './service-commands.js'
 import * as sharing from './sharing-commands.js'
 
+// The cli room: the commands, and all that a person reads of them.
+//
+// It promises that every command has --json, a help with an example, and an exit code of the error table; with
+// --json, stdout holds one JSON object a line and nothing else. It must never do work of its own but for reading
+// and writing the files that a command names: the running service does it, asked over the control socket, so
+// that two of them cannot disagree.
+
 export interface Cli {
   readonly io: CliIo
   readonly version: string

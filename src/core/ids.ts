@@ -1,6 +1,13 @@
 import { isBase32Id } from './base32.js'
 import { PatchcordError } from './errors.js'
 
+// The core room: the words that every other room speaks: IDs (here), errors, limits, shapes, addresses, time,
+// and how a file of state is written.
+//
+// It promises that a value of a branded type went through its parser, that an error has a code of the one
+// table (errors.ts), and that state on disk is the old or the new one, whole (durable-file.ts). It must never
+// know a room, decide anything, or hold state of its own.
+
 // Branded types: a value of one of these can only come out of its parser, so code that takes one need
 // not check it again. The brand exists for the compiler alone.
 

@@ -2,6 +2,16 @@ import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { databaseAccess, type Principal } from './principal.js'
 import type { Action, CouchAction, FileAction } from './route.js'
 
+// The policy room: what a request means and whether it is allowed. Pure: no time, no disk, no network.
+//
+// It promises one reading of a request (canonical.ts), one table of what there is (surface.ts, route.ts), and one
+// answer for a principal, an action and an instant (here), which every place that enforces it reads: the open
+// port, the embedded database, `explain`. It must never look at a raw target or header again after
+// canonicalise, allow what no rule allows, or tell a database that was not granted from one that is not there.
+//
+//   GET /couch/notes/_changes ─► canonicalise ─► route ─► decide(principal, action, now) ─► couchPath
+//                                  400             404       403 or 404                       /notes/_changes
+
 export type Decision = Allowed | Refused
 
 export interface Allowed {

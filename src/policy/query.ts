@@ -5,7 +5,7 @@ export const boolean: QueryRule = value =>
   value === 'true' || value === 'false' ? undefined : 'must be true or false'
 
 export const integer = (most: number): QueryRule => value =>
-  /^\d{1,15}$/.test(value) && Number(value) <= most ? undefined : `must be a whole number up to ${most}`
+  /^\d{1,16}$/.test(value) && Number(value) <= most ? undefined : `must be a whole number up to ${most}`
 
 export const oneOf = (...values: string[]): QueryRule => value =>
   values.includes(value) ? undefined : `must be ${values.join(' or ')}`

@@ -25,6 +25,16 @@ import { Mail } from './mail.js'
 import type { Permit } from './permit.js'
 import { buildState, type ServerState } from './state.js'
 
+// The server room: the one open port, and the order in which everything behind it is asked.
+//
+// It promises that who is not admitted is cut off before an HTTP byte is parsed (listener.ts), that each request
+// passes canonical form, identity, route and decision before a handler runs (dispatch.ts; a Permit comes from
+// a decision alone), and that an update decides what runs again before it is acknowledged. It must never open
+// a configuration file, start a program, write anything but log lines, or listen after an env it refused.
+//
+//   stdin   {"version":1,"listen":[…],…}            stdout  {"event":"ready","device":"…","listen":[…]}
+//           {"op":"update","seq":1,"revoked":[…]}           {"event":"updated","seq":1,"cut":1}
+
 export interface ServerCollaborators {
   /** Silent unless given. */
   readonly logger?: Logger

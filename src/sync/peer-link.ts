@@ -5,6 +5,14 @@ import type { DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { askPeer, PeerAgent, readBody, type PeerCredentials } from './peer-agent.js'
 
+// The sync room: what this device asks of others. Links (here), pulls of databases (pull.ts), downloads of files
+// (download.ts).
+//
+// It promises that nothing is sent before the other end proved to be the device that was meant (peer-agent.ts),
+// that what a pull writes is checked by what is written and not by what was asked for (guarded-target.ts), and
+// that a file is there whole and verified or not at all. It must never push, or believe more of an answer
+// than its signatures and hashes say.
+
 export interface PeerLinkOptions {
   readonly device: DeviceId
   readonly credentials: () => Promise<PeerCredentials>
