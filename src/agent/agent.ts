@@ -23,6 +23,7 @@ import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } fr
 import { takeLock } from './lock.js'
 import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
+import { Pairing } from './pairing.js'
 import { Peers } from './peers.js'
 import { hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
@@ -71,6 +72,7 @@ export class Agent {
   #settings: Settings
   #couch!: CouchHost
   #server!: ServerHost
+  #pairing!: Pairing
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
@@ -125,6 +127,7 @@ export class Agent {
 
   get name (): string { return this.#settings.name }
   get couch (): CouchHost { return this.#couch }
+  get pairing (): Pairing { return this.#pairing }
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
@@ -184,6 +187,11 @@ export class Agent {
     await this.#databasesAre(await this.#couch.databases())
   }
 
+  /** The pairing windows that are announced on the network. */
+  findWindows (): Promise<Address[]> {
+    return Promise.resolve([])
+  }
+
   async stop (): Promise<void> {
     await this.#resources.close()
   }
@@ -214,6 +222,8 @@ export class Agent {
 
     this.#resources.add(() => this.peers.stop())
     await this.peers.reconcile()
+    this.#pairing = await Pairing.open(this)
+    this.#resources.add(() => this.#pairing.stop())
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())

@@ -33,13 +33,7 @@ export async function up (context: Context, options: UpOptions, start: StartServ
   output.line('patchcord is running')
   output.table([['device', device], ['name', name], ['reached at', addresses.join(', ') || 'no address: is a network up?'], ['database', `${couch.url} (${couch.kind}); its login: patchcord couch`]])
   if (peers.length === 0) {
-    output.line()
-    output.line('next, to make another device yours (there: on that device, while `patchcord up` runs on it):')
-    output.line('  there   patchcord device request -o request.pem')
-    output.line('  here    patchcord device issue request.pem -o issued.pem --name <its name>')
-    output.line('  there   patchcord device install issued.pem')
-    output.line(`          patchcord connect ${device} --at '${addresses[0] ?? '<host>:<port>'}'`)
-    output.line('or to share with somebody else: patchcord trust --help')
+    output.line('next: patchcord pair, and on the other device patchcord pair <code>')
   }
   if (!signal.aborted) await new Promise<void>(resolve => { signal.addEventListener('abort', () => { resolve() }, { once: true }) })
   output.line('stopping')

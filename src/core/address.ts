@@ -12,7 +12,7 @@ export interface Address {
   readonly port: number
 }
 
-const BRACKETED = /^\[([0-9a-fA-F:.]+)(?:%25?([A-Za-z0-9._-]{1,15}))?\]:(\d{1,5})$/
+const BRACKETED = /^\[([0-9a-fA-F:.]+)(?:%(?:25)?([A-Za-z0-9._-]{1,15}))?\]:(\d{1,5})$/
 const PLAIN = /^([0-9.]+):(\d{1,5})$/
 
 /** Parses `[::1]:4984`, `[fe80::1%eth0]:4984` or `127.0.0.1:4984`. Throws `usage` for anything else. */

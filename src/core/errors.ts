@@ -18,6 +18,7 @@ export const ERRORS = {
   'socket-path-too-long': { status: 500, exit: 2, hint: 'choose a shorter --home' },
   'no-ca-key': { status: 500, exit: 1, hint: 'do this on the device that holds the user CA' },
   'bad-certificate': { status: 500, exit: 5, hint: 'ask for a fresh bundle: patchcord identity --export bundle.pem' },
+  'not-paired': { status: 500, exit: 1, hint: 'open another window: patchcord pair' },
   'refused': { status: 403, exit: 3, hint: 'see `patchcord explain`' },
   'not-canonical': { status: 400, exit: 3, hint: 'send the request in its plain form' },
   'foreign-origin': { status: 403, exit: 3, hint: 'this port does not answer pages of other sites' },
