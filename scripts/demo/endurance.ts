@@ -1,7 +1,7 @@
 import { join } from 'node:path'
 import { NOTES, PRIVATE, type Cast } from './cast.js'
 import { must, secondsSince, until } from './checks.js'
-import { isRunning } from './device.js'
+import { isRunning, type Device } from './device.js'
 import { add, hashOf, writeRandom } from './files.js'
 import { agentFor, open, proofOf } from './port.js'
 import { localDatabase } from './pouch.js'
@@ -30,10 +30,15 @@ export async function endure (report: Report, cast: Cast): Promise<void> {
     }, 'database')
   })
   await report.step('revocation outlives the killed server', async () => {
-    const agent = agentFor(await proofOf(cast.friend), await proofOf(cast.laptop))
-    const status = await open(agent, cast.laptop, '/').then(({ statusCode }) => statusCode, () => undefined)
-    agent.destroy()
-    must(status === undefined, `the revoked friend got ${status} from the new server`)
+    const statusFor = async (device: Device): Promise<number | undefined> => {
+      const agent = agentFor(await proofOf(device), await proofOf(cast.laptop))
+      const status = await open(agent, cast.laptop, '/').then(({ statusCode }) => statusCode, () => undefined)
+      agent.destroy()
+      return status
+    }
+    const [forDesktop, forFriend] = [await statusFor(cast.desktop), await statusFor(cast.friend)]
+    must(forDesktop === 200, `the desktop got ${forDesktop} from the new server`)
+    must(forFriend === undefined, `the revoked friend got ${forFriend} from the new server`)
     return 'the new process knows the friend as revoked'
   })
 }
