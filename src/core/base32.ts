@@ -3,7 +3,8 @@
 // character must be zero, and upper case is refused instead of folded.
 
 const ALPHABET = 'abcdefghijklmnopqrstuvwxyz234567'
-const SPELLING = /^[a-z2-7]{51}[aq]$/
+/** Also the pattern of docs/env.schema.json. */
+export const SPELLING = /^[a-z2-7]{51}[aq]$/
 
 /** Whether `text` is the one canonical spelling of 32 bytes. */
 export function isBase32Id (text: string): boolean {

@@ -22,7 +22,8 @@ export type ContentId = Branded<string, 'ContentId'>
 /** A CouchDB database name: `^[a-z][a-z0-9_$()+/-]*$`, at most 238 characters (CouchDB's own limit). */
 export type DatabaseName = Branded<string, 'DatabaseName'>
 
-const DATABASE_NAME = /^[a-z][a-z0-9_$()+/-]{0,237}$/
+/** Also the pattern of docs/env.schema.json. */
+export const DATABASE_NAME = /^[a-z][a-z0-9_$()+/-]{0,237}$/
 
 export const isDeviceId = (text: string): text is DeviceId => isBase32Id(text)
 export const isContentId = (text: string): text is ContentId => isBase32Id(text)

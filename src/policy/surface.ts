@@ -41,6 +41,7 @@ export type BodyForm =
   | 'keys'
   /** `{"doc_ids": […]}` or `{"selector": {…}}`. */
   | 'changes-filter'
+  /** A query of `_find`: `{"selector": {…}, …}`. */
   | 'selector'
   /** A checkpoint: any object of a few KiB; the path alone names it. */
   | 'checkpoint'
