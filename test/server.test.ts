@@ -1,8 +1,28 @@
 import { spawn } from 'node:child_process'
+import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
+import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises'
+import { createServer as createHttpServer, request as httpRequest, type IncomingMessage } from 'node:http'
+import { connect as connectTcp, type AddressInfo, type Socket } from 'node:net'
+import { networkInterfaces, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { TLSSocket } from 'node:tls'
 import t from 'tap'
-import { Client, device, friendDevice, get, head, keyPem, laptop, serverId, start, strangerDevice, type Credential } from './fixtures/server-world.js'
-import { basicConstraints, EKU, extendedKeyUsage, keyUsage, makePki, toPem } from './fixtures/mint.js'
+import type { ContentId, DatabaseName } from '../src/core/ids.js'
+import { silentLogger } from '../src/core/log.js'
+import { isRefusal } from '../src/identity/admission.js'
+import { readLeaf } from '../src/identity/leaf.js'
+import { DEFAULT_LIMITS, type ServerEnv, type ServerUpdate } from '../src/index.js'
+import { Connections } from '../src/server/connections.js'
+import { Dispatch } from '../src/server/dispatch.js'
+import { parseEnv } from '../src/server/env.js'
+import { Sources } from '../src/server/sources.js'
+import { buildState } from '../src/server/state.js'
+import { answerText, RawUpstream } from './couch-fixtures.js'
+import { ManualClock } from './fixtures/manual-clock.js'
+import { basicConstraints, EKU, extendedKeyUsage, idOf, keyUsage, makePki, p256Key, toPem, YEAR_MS } from './fixtures/mint.js'
+import { ask, Client, device, envOf, eventually, friend, friendDevice, get, GRANTS, head, keyPem, laptop, serverId, serverIdentity, serverKey, start, strangerDevice, writer, type Credential } from './fixtures/server-world.js'
 
 type Device = typeof serverId
 type Shown = Pick<Credential, 'key' | 'cert'>
@@ -239,4 +259,403 @@ await t.test('a head that comes slowly, or never, is cut', async t => {
   const answered = performance.now()
   t.ok(await idle.ended())
   t.ok(performance.now() - answered > 250, 'a keep-alive connection rests for idleMs, and no longer')
+})
+
+// ---- 3. identity, per request and at every update
+
+/** A CouchDB that never ends a `_changes` feed: a line every two milliseconds. Everything else is `{}`. */
+async function startEndless (t: { teardown (fn: () => unknown): void }): Promise<RawUpstream> {
+  const upstream = await RawUpstream.start((socket, { target }) => {
+    if (!target.includes('_changes')) {
+      socket.write(answerText('200 OK', ['Content-Type: application/json'], '{}\n'))
+      return
+    }
+    socket.write('HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n')
+    const line = `{"seq":"${'x'.repeat(500)}"}\n`
+    const timer = setInterval(() => { socket.write(`${line.length.toString(16)}\r\n${line}\r\n`) }, 2)
+    socket.once('close', () => { clearInterval(timer) })
+  })
+  t.teardown(() => upstream.close())
+  return upstream
+}
+
+const couchAt = ({ url }: RawUpstream): NonNullable<ServerEnv['couch']> => ({
+  url, databases: ['shared', 'secret', 'notes'].map(name => name as DatabaseName),
+  credentials: { own: { username: 'own-user', password: 'own-password' }, friend: { username: 'friend-user', password: 'friend-password' }, writer: { username: 'writer-user', password: 'writer-password' } },
+})
+
+const FEED = get('/couch/shared/_changes?feed=continuous')
+const BIG = 'a'.repeat(52) as ContentId
+const BIG_BYTES = 64 * 1024 * 1024
+
+/** A store with one sparse file of 64 MiB, recorded for `shared`, and two small ones. */
+async function startStore (t: { teardown (fn: () => unknown): void }): Promise<{ root: string, put (id: string, content: string | number, records?: string[]): Promise<void> }> {
+  const root = await mkdtemp(join(tmpdir(), 'patchcord-server-'))
+  t.teardown(() => rm(root, { recursive: true, force: true }))
+  const put = async (id: string, content: string | number, records?: string[]): Promise<void> => {
+    const path = join(root, id.slice(0, 2), id.slice(2))
+    await mkdir(join(root, id.slice(0, 2)), { recursive: true })
+    await writeFile(path, typeof content === 'string' ? content : '')
+    if (typeof content === 'number') {
+      await truncate(path, content)
+      await writeFile(`${path}.leaves`, Buffer.alloc(content / 1_048_576 * 32, 7))
+    }
+    if (records !== undefined) await writeFile(`${path}.refs`, records.map(name => `${name}\n`).join(''))
+  }
+  await put(BIG, BIG_BYTES, ['shared'])
+  return { root, put }
+}
+
+/** What the system still holds for the other side of a connection of this port, in bytes: its own books,
+ * so that nobody has to guess what is on the way. */
+async function heldFor (port: number, remotePort: number): Promise<number> {
+  const hex = (number: number): string => number.toString(16).toUpperCase().padStart(4, '0')
+  const lines = (await readFile('/proc/net/tcp6', 'utf8')).split('\n').map(line => line.trim().split(/\s+/))
+  const ours = lines.filter(([, local, remote]) => local?.endsWith(`:${hex(port)}`) === true && remote?.endsWith(`:${hex(remotePort)}`) === true)
+  return ours.reduce((sum, [, , , , queues]) => sum + parseInt(queues!.split(':')[0]!, 16), 0)
+}
+
+/** What was received already is read within two turns of the loop. */
+async function read (): Promise<void> {
+  await sleep(1)
+  await new Promise(resolve => { setImmediate(resolve) })
+}
+
+const withoutShared = { ...GRANTS, friend: { databases: {}, files: 'referenced' as const } }
+
+await t.test('an update that revokes cuts the device and nobody else', async t => {
+  const { port, server, log } = await start(t)
+  const [lost, idle, other, own] = [new Client(port, friendDevice), new Client(port, friendDevice), new Client(port, writer), new Client(port, laptop)]
+  for (const client of [lost, idle, other, own]) t.ok(await client.write(get('/')).answers(1))
+  for (const part of [
+    { revoked: ['x'] }, { whitelist: [{ name: 'x', grant: 'friend' }] }, { whitelist: [{ name: 'x', device: friendDevice.id, grant: 'nobody' }] }, { grants: {} },
+    { identity: { ...serverIdentity(), device: friendDevice.id } }, { unknown: 1 }, { limits: {} }, null, 'x',
+    { revoked: [friendDevice.id], couch: { url: 'http://192.168.0.1:5984', databases: [], credentials: {} } },
+    { revoked: [friendDevice.id], mail: { [friendDevice.id]: { long: 'x'.repeat(70_000) } } },
+  ]) {
+    await t.rejects(server.update(part as ServerUpdate), { code: 'bad-env' }, `refused: ${JSON.stringify(part).slice(0, 60)}`)
+  }
+  for (const client of [lost, idle, other, own]) {
+    t.notOk(client.isClosed)
+    t.ok(await client.write(get('/')).answers(2), 'a refused update changes nothing')
+  }
+  t.strictSame(await server.update({ revoked: [friendDevice.id] }), { cut: 2 }, 'both connections of the device')
+  await read()
+  t.ok(lost.isClosed && idle.isClosed)
+  const again = new Client(port, friendDevice).write(get('/'))
+  t.ok(await again.ended())
+  t.equal(again.bytes, 0)
+  t.equal(log.lines.filter(({ msg }) => msg === 'not admitted').at(-1)?.['rule'], 'revoked')
+  for (const client of [other, own]) t.ok(await client.write(get('/')).answers(3), 'the others go on')
+  t.strictSame(await server.update({ revoked: [friendDevice.id] }), { cut: 0 })
+  t.strictSame(await server.update({ revoked: [] }), { cut: 0 })
+  t.ok(await new Client(port, friendDevice).write(get('/')).answers(1), 'trust that came back counts again')
+})
+
+await t.test('not one byte of a feed follows the answer to the update that ended it', async t => {
+  const upstream = await startEndless(t)
+  const { port, server } = await start(t, { couch: couchAt(upstream) })
+  const feeds = [new Client(port, friendDevice), new Client(port, friendDevice)]
+  const resting = new Client(port, friendDevice).write(get('/'))
+  const kept = new Client(port, writer).write(FEED)
+  for (const feed of feeds) feed.write(FEED)
+  for (const client of [...feeds, kept]) t.ok(await client.until(({ bytes }) => bytes > 5000))
+  t.ok(await resting.answers(1))
+  const connections = upstream.connections.filter(({ closed }) => !closed).length
+  t.strictSame(await server.update({ grants: withoutShared }), { cut: 2 }, 'the feeds, and no connection that rests')
+  await read()
+  const counts = feeds.map(({ bytes }) => bytes)
+  t.ok(feeds.every(({ isClosed }) => isClosed))
+  const before = kept.bytes
+  await sleep(150)
+  t.strictSame(feeds.map(({ bytes }) => bytes), counts)
+  t.ok(kept.bytes > before && !kept.isClosed, 'the feed of the one who keeps the grant runs on')
+  t.ok(await eventually(() => upstream.connections.filter(({ closed }) => !closed).length === connections - 2), 'the upstream is left, too')
+  t.ok(await resting.write(get('/couch/shared')).answers(2))
+  t.strictSame(resting.statuses, [200, 404], 'what is no longer granted does not exist')
+  kept.end()
+  resting.end()
+})
+
+await t.test('a slow reader of a large file gets nothing after the update, not even what the system held for it', async t => {
+  const { root } = await startStore(t)
+  const { port, server } = await start(t, { files: { root }, lent: [{ device: writer.id, files: [BIG], until: new Date(Date.now() + 3_600_000).toISOString() }], grants: { ...GRANTS, writer: { databases: {}, files: 'referenced' } } })
+  const download = async (credential: Credential): Promise<Client> => {
+    const client = new Client(port, credential)
+    await once(client.socket, 'secureConnect')
+    client.write(get(`/files/${BIG}`))
+    await client.until(({ bytes }) => bytes > 100_000)
+    client.socket.pause()
+    return client
+  }
+  const updates: Array<[string, Credential, ServerUpdate]> = [
+    ['a loan withdrawn', writer, { lent: [] }],
+    ['a grant narrowed', friendDevice, { grants: { ...GRANTS, friend: { databases: { other: 'read' }, files: 'referenced' } } }],
+    ['own files narrowed', laptop, { grants: { ...GRANTS, own: { databases: {}, files: 'referenced' } } }],
+    ['revoked', laptop, { grants: GRANTS }],
+  ]
+  for (const [what, credential, part] of updates) {
+    if (what === 'revoked') await server.update(part)
+    const client = await download(credential)
+    const remotePort = client.socket.localPort!
+    await sleep(50)
+    t.ok(await heldFor(port, remotePort) > 0, `${what}: the system holds bytes for the slow reader`)
+    t.strictSame(await server.update(what === 'revoked' ? { revoked: [credential.id] } : part), { cut: 1 }, what)
+    t.equal(await heldFor(port, remotePort), 0, `${what}: and none after the answer`)
+    client.socket.resume()
+    t.ok(await client.ended(), `${what}: closed`)
+    t.ok(client.bytes < BIG_BYTES)
+  }
+})
+
+await t.test('a certificate\'s end, by the clock, ends its connections', async t => {
+  const clock = new ManualClock(Date.now())
+  const upstream = await startEndless(t)
+  const { port, server } = await start(t, { couch: couchAt(upstream) }, { clock })
+  const ending = device(friend, { notAfter: Math.floor(clock.now() / 1000) * 1000 + 10_000 })
+  const left = Math.floor(clock.now() / 1000) * 1000 + 10_000 - clock.now()
+  const idle = new Client(port, ending).write(get('/'))
+  const feed = new Client(port, ending).write(FEED)
+  const other = new Client(port, laptop).write(get('/'))
+  t.ok(await idle.answers(1) && await feed.until(({ bytes }) => bytes > 2000) && await other.answers(1))
+  clock.advance(left)
+  await sleep(30)
+  t.notOk(idle.isClosed || feed.isClosed, 'the last moment is inside')
+  clock.advance(1)
+  t.ok(await idle.ended() && await feed.ended(), 'the next one is not')
+  t.ok(await other.write(get('/')).answers(2), 'another certificate does not end with it')
+  const renewing = new Client(port, ending).write(get('/mail') + get('/couch/shared'))
+  t.ok(await renewing.answers(2))
+  t.strictSame(renewing.statuses, [200, 403], 'it comes in again, for its mail alone')
+  clock.advance(60_000)
+  t.ok(await renewing.write(get('/mail')).answers(3), 'and no sweep ends that')
+  clock.jump(YEAR_MS)
+  clock.advance(30_000)
+  t.ok(await renewing.ended(), 'until a year has passed')
+
+  const listed = new Client(port, writer)
+  const entry = (notAfter: number): ServerUpdate => ({ whitelist: [{ name: 'writer', device: writer.id, notAfter: new Date(notAfter).toISOString(), grant: 'writer' }] })
+  clock.jump(-YEAR_MS)
+  t.ok(await listed.write(get('/')).answers(1))
+  t.strictSame(await server.update(entry(clock.now() + 5000)), { cut: 0 })
+  clock.advance(5000)
+  await sleep(30)
+  t.notOk(listed.isClosed)
+  clock.advance(1)
+  t.ok(await listed.ended(), 'an entry that an update ends sooner ends then, not at the next sweep')
+
+  const jumped = new Client(port, laptop)
+  t.ok(await jumped.write(get('/')).answers(1))
+  clock.jump(1.5 * YEAR_MS)
+  t.ok(await jumped.write(get('/')).answers(2))
+  t.strictSame(jumped.statuses, [200, 403], 'a clock that jumps is noticed by the next request')
+  clock.advance(30_000)
+  t.ok(await jumped.ended(), 'and by the sweep')
+})
+
+await t.test('another server certificate is for new handshakes', async t => {
+  const { port, server } = await start(t)
+  const before = new Client(port, laptop).write(get('/'))
+  t.ok(await before.answers(1))
+  const shown = async (): Promise<string> => {
+    const client = new Client(port, laptop)
+    await once(client.socket, 'secureConnect')
+    const { publicKey } = client.socket.getPeerX509Certificate()!
+    client.end()
+    return idOf(publicKey.export({ type: 'spki', format: 'der' }))
+  }
+  const next = p256Key()
+  t.equal(await shown(), idOf(serverKey.spki))
+  const bad: ServerUpdate[] = [
+    { identity: { ...serverIdentity(next), key: serverIdentity().key } },
+    { identity: serverIdentity(next), couch: { url: 'http://example.org', databases: [], credentials: {} } },
+    { identity: { ...serverIdentity(next), userCa: writer.cert } },
+  ]
+  for (const part of bad) {
+    await t.rejects(server.update(part), { code: 'bad-env' })
+    t.equal(await shown(), idOf(serverKey.spki), 'what was refused shows nowhere')
+  }
+  t.strictSame(await server.update({ identity: serverIdentity(next) }), { cut: 0 })
+  t.equal(await shown(), idOf(next.spki))
+  t.ok(await before.write(get('/')).answers(2), 'what runs goes on')
+  before.end()
+})
+
+await t.test('a request that waits for facts while they change is decided by what holds afterwards', async t => {
+  const clock = new ManualClock(Date.now())
+  const env = (lent: ServerEnv['lent']) => buildState(parseEnv(envOf({ lent: lent! })))
+  let state = env([{ device: friendDevice.id, files: [BIG], until: new Date(clock.now() + 1000).toISOString() }])
+  const connections = new Connections(DEFAULT_LIMITS)
+  let release: (() => void) | undefined
+  let handled = 0
+  const dispatch = new Dispatch({
+    state: () => state, connections, limits: DEFAULT_LIMITS, clock, logger: silentLogger(),
+    readRecords: () => new Promise(resolve => { release = () => { resolve([]) } }),
+    handle: async (_permit, _request, _message, response) => {
+      handled++
+      response.end('it')
+      return { status: 200, bytes: 2 }
+    },
+  })
+  const http = createHttpServer()
+  http.listen(0, '::1')
+  await once(http, 'listening')
+  t.teardown(() => { http.closeAllConnections(); http.close() })
+  const leaf = readLeaf(new X509Certificate(friendDevice.cert).raw)
+  http.on('request', (message, response) => {
+    const principal = dispatch.identify(leaf)
+    if (isRefusal(principal)) return void response.destroy()
+    dispatch.request(connections.add(message.socket as TLSSocket, message.socket, leaf, principal, clock.now())!, message, response, false)
+  })
+  const status = async (meanwhile: () => void): Promise<number | string> => {
+    release = undefined
+    const outgoing = httpRequest({ host: '::1', port: (http.address() as AddressInfo).port, path: `/files/${BIG}`, agent: false, headers: { host: '[::1]' } }).end()
+    const answered = once(outgoing, 'response').then(([answer]) => (answer as IncomingMessage).resume().statusCode!, (error: NodeJS.ErrnoException) => error.code!)
+    await eventually(() => release !== undefined)
+    meanwhile()
+    release!()
+    return await answered
+  }
+  t.equal(await status(() => undefined), 200, 'lent')
+  t.equal(await status(() => { state = env([]) }), 404, 'a loan that was withdrawn meanwhile')
+  state = env([{ device: friendDevice.id, files: [BIG], until: new Date(clock.now() + 1000).toISOString() }])
+  t.equal(await status(() => { clock.advance(1000) }), 404, 'a loan that ended meanwhile')
+  t.equal(await status(() => { state = buildState(parseEnv(envOf({ revoked: [friendDevice.id] }))) }), 'ECONNRESET', 'a device that was revoked meanwhile')
+  t.equal(handled, 1)
+})
+
+// ---- 4. limits
+
+await t.test('the port takes in so many that are not yet admitted, and no more', async t => {
+  const { port } = await start(t, { limits: { handshakes: 8, handshakeMs: 600 } })
+  const open = async (): Promise<{ socket: Socket, closed: boolean }> => {
+    const knocking = { socket: connectTcp(port, '::1'), closed: false }
+    knocking.socket.on('error', () => undefined).once('close', () => { knocking.closed = true }).resume()
+    await once(knocking.socket, 'connect')
+    return knocking
+  }
+  const silent = await Promise.all(Array.from({ length: 8 }, open))
+  const ninth = await open()
+  t.ok(await eventually(() => ninth.closed, 300), 'the ninth is dropped')
+  t.strictSame(silent.filter(({ closed }) => closed).length, 0, 'the eight stay')
+  silent[0]!.socket.destroy()
+  await sleep(30)
+  const served = new Client(port, laptop).write(get('/'))
+  t.ok(await served.answers(1), 'one that leaves makes room')
+  const admitted = await Promise.all(Array.from({ length: 12 }, async (_, at) => {
+    await sleep(at * 15)
+    const client = new Client(port, laptop).write(get('/'))
+    await client.answers(1)
+    return client
+  }))
+  t.strictSame(admitted.map(({ statuses }) => statuses), Array.from({ length: 12 }, () => [200]), 'who is admitted no longer counts')
+  t.ok(await eventually(() => silent.every(({ closed }) => closed)), 'a handshake has so much time')
+  for (const client of [served, ...admitted]) client.end()
+})
+
+await t.test('an interface gives in as many connections as its bucket holds', async t => {
+  const clock = new ManualClock(Date.now())
+  const { port } = await start(t, { limits: { acceptBurst: 3, acceptsPerSecond: 2 } }, { clock })
+  const knock = async (): Promise<boolean> => {
+    const client = new Client(port, laptop).write(get('/'))
+    const isServed = await client.until(({ isClosed, statuses }) => isClosed || statuses.length > 0) && !client.isClosed
+    client.end()
+    return isServed
+  }
+  t.strictSame([await knock(), await knock(), await knock(), await knock()], [true, true, true, false])
+  clock.advance(500)
+  t.strictSame([await knock(), await knock()], [true, false], 'a token in half a second')
+})
+
+await t.test('sources are this machine and its links', t => {
+  const clock = new ManualClock(0)
+  const limits = { ...DEFAULT_LIMITS, acceptBurst: 2, acceptsPerSecond: 1 }
+  const strict = (remote: string | undefined) => new Sources(limits, false, clock).refusal(remote, '::1')
+  for (const remote of ['2001:db8::1', '2606:4700::1111', 'fec0::1', 'fd12:3456:789a::1', '::', '::ffff:8.8.8.8', 'ff02::1', '8.8.8.8', 'fe00::1', 'febff::1']) {
+    t.match(strict(remote), /neither on this machine nor on a link/, `${remote} is dropped`)
+    t.equal(new Sources(limits, true, clock).refusal(remote, '::1'), undefined, `${remote} comes in with allowRouted`)
+  }
+  t.match(strict(undefined), /gone/)
+  t.match(new Sources(limits, true, clock).refusal('::1', undefined), /gone/)
+  for (const remote of ['::1', 'fe80::1%eth0', 'febf::1%eth0', '127.0.0.1', '::ffff:127.0.0.1']) t.equal(strict(remote), undefined, `${remote} may knock`)
+  for (const { address, cidr } of Object.values(networkInterfaces()).flat().map(found => found!)) t.equal(strict(address), undefined, `${cidr} is a link of this machine`)
+  const sources = new Sources(limits, false, clock)
+  const from = (zone: string) => sources.refusal(`fe80::1%${zone}`, `fe80::2%${zone}`)
+  t.strictSame([from('eth0'), from('eth0')], [undefined, undefined])
+  t.match(from('eth0'), /too many/)
+  t.equal(from('eth1'), undefined, 'another interface has a bucket of its own')
+  clock.advance(999)
+  t.match(from('eth0'), /too many/)
+  clock.advance(1)
+  t.equal(from('eth0'), undefined)
+  clock.advance(3_600_000)
+  t.strictSame([from('eth0'), from('eth0')], [undefined, undefined])
+  t.match(from('eth0'), /too many/, 'a bucket never holds more than its burst')
+  t.end()
+})
+
+await t.test('an entry has so many connections, requests, feeds and bodies', async t => {
+  const upstream = await startEndless(t)
+  const { port } = await start(t, { couch: couchAt(upstream), limits: { connectionsPerEntry: 6, requestsPerEntry: 4, feedsPerEntry: 2, bodies: 1 } })
+  const second = device(friend)
+  const feeds = [new Client(port, friendDevice).write(FEED), new Client(port, second).write(FEED)]
+  for (const feed of feeds) t.ok(await feed.answers(1))
+  const third = new Client(port, friendDevice).write(FEED + get('/'))
+  t.ok(await third.answers(2))
+  t.strictSame(third.statuses, [429, 200], 'the third feed of the CA, whichever device asks; anything else is served')
+  const upload = (): string => head('POST /couch/shared/_revs_diff HTTP/1.1', 'Content-Type: application/json', 'Content-Length: 20')
+  const slow = new Client(port, friendDevice).write(`${upload()}{"a":`)
+  await sleep(30)
+  slow.write('[')
+  t.ok(await eventually(() => upstream.bytes.includes('_revs_diff')))
+  const body = new Client(port, friendDevice).write(`${upload()}{"a":["1-a","2-b"]} `)
+  t.ok(await body.ended())
+  t.strictSame(body.statuses, [429], 'a second body at once')
+  // Two feeds and a body run: one more request may.
+  const poll = new Client(port, writer).write(FEED)
+  t.ok(await poll.answers(1), 'another entry has limits of its own')
+  const waiting = new Client(port, friendDevice)
+  t.ok(await waiting.write(get('/')).answers(1))
+  t.notOk(waiting.isClosed)
+  const [fifth, sixth, seventh] = [new Client(port, second), new Client(port, second), new Client(port, second)]
+  t.ok(await fifth.write(get('/')).answers(1) , 'the sixth connection')
+  for (const client of [sixth, seventh]) {
+    t.ok(await client.write(get('/')).ended(), 'the seventh')
+    t.equal(client.bytes, 0)
+  }
+  feeds[0]!.end()
+  slow.end()
+  await sleep(50)
+  t.ok(await third.write(FEED).until(({ statuses }) => statuses.length === 3), 'what ended is given back')
+  t.equal(third.statuses[2], 200)
+  for (const client of [...feeds, third, slow, waiting, fifth, poll]) client.end()
+})
+
+await t.test('requests pipelined behind a long poll are bounded', async t => {
+  const { port, log } = await start(t, { limits: { requestsPerEntry: 10 } })
+  const tag = (await ask(port, friendDevice, '/mail')).headers.etag!
+  const poll = get('/mail', `If-None-Match: ${tag}`)
+  const few = new Client(port, friendDevice).write(poll + get('/').repeat(9))
+  const many = new Client(port, friendDevice).write(poll + get('/').repeat(2000))
+  t.ok(await many.ended(), 'who sends more than may ever run is cut')
+  t.notOk(few.isClosed)
+  t.equal(log.lines.filter(({ msg }) => msg.includes('pipelined')).length, 1)
+  few.end()
+})
+
+await t.test('a client that takes nothing of its answers is cut', async t => {
+  const clock = new ManualClock(Date.now())
+  const box = { x: 'y'.repeat(60_000) }
+  const { port, log } = await start(t, { mail: { [laptop.id]: box }, limits: { stallMs: 1000 } }, { clock })
+  const client = new Client(port, laptop)
+  await once(client.socket, 'secureConnect')
+  client.socket.pause()
+  let sent = 0
+  do client.write(get('/mail')) && sent++
+  while (await eventually(() => log.requests().length === sent, 200))
+  const remotePort = client.socket.localPort!
+  t.ok(await heldFor(port, remotePort) > 0)
+  clock.advance(1000)
+  client.socket.resume()
+  t.ok(await client.ended())
 })

@@ -4,7 +4,7 @@ import { mkdir } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { hostname } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { hostOf, type Address } from '../core/address.js'
+import { formatAddress, hostOf, reachableAddresses, type Address } from '../core/address.js'
 import { systemClock, type Clock } from '../core/clock.js'
 import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { Home } from '../core/home.js'
@@ -23,6 +23,7 @@ import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } fr
 import { takeLock } from './lock.js'
 import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
+import { Pairing } from './pairing.js'
 import { Peers } from './peers.js'
 import { hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
@@ -71,6 +72,7 @@ export class Agent {
   #settings: Settings
   #couch!: CouchHost
   #server!: ServerHost
+  #pairing!: Pairing
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
@@ -125,6 +127,7 @@ export class Agent {
 
   get name (): string { return this.#settings.name }
   get couch (): CouchHost { return this.#couch }
+  get pairing (): Pairing { return this.#pairing }
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
@@ -147,6 +150,7 @@ export class Agent {
     return {
       device, user, name: this.name,
       listen: this.listen,
+      addresses: this.#server.addresses.flatMap(reachableAddresses).map(formatAddress),
       couch: { url: this.#couch.url, kind: this.#couch.kind },
       server: { pid: this.#server.pid ?? null, confined: null },
       peers: this.peers.all().map(peer => peer.status()),
@@ -183,6 +187,11 @@ export class Agent {
     await this.#databasesAre(await this.#couch.databases())
   }
 
+  /** The pairing windows that are announced on the network. */
+  findWindows (): Promise<Address[]> {
+    return Promise.resolve([])
+  }
+
   async stop (): Promise<void> {
     await this.#resources.close()
   }
@@ -213,6 +222,8 @@ export class Agent {
 
     this.#resources.add(() => this.peers.stop())
     await this.peers.reconcile()
+    this.#pairing = await Pairing.open(this)
+    this.#resources.add(() => this.#pairing.stop())
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())

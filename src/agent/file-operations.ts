@@ -30,7 +30,8 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         if (database === undefined || batch.length === 0) return
         const named = batch
         batch = []
-        for (const { id } of named) await store.record(id, database)
+        // At once: each waits for the disk twice.
+        await Promise.all(named.map(({ id }) => store.record(id, database)))
         await writeFileDocuments(agent.couch.client, database, named)
       }
       for await (const added of store.addAll(walkAll(paths), { signal })) {

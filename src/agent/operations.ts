@@ -1,6 +1,7 @@
 import type { OperationTable } from '../control/operations.js'
 import type { Agent } from './agent.js'
 import { fileOperations } from './file-operations.js'
+import { pairingOperations } from './pairing-operations.js'
 import { sharingOperations } from './sharing-operations.js'
 import { trustOperations } from './trust-operations.js'
 
@@ -16,6 +17,7 @@ export function operationsOf (agent: Agent): OperationTable {
       return {}
     },
     ...trustOperations(agent),
+    ...pairingOperations(agent),
     ...sharingOperations(agent),
     ...fileOperations(agent),
   }

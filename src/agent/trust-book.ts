@@ -6,7 +6,7 @@ import { cut, type DatabaseName, type DeviceId, type UserId } from '../core/ids.
 import { databaseName, deviceId, userId } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
 import { buildTrust, type Trust, type WhitelistEntry } from '../identity/admission.js'
-import { readGrants, writeGrants } from '../identity/grants.js'
+import { DEFAULT_GRANTS, readGrants, writeGrants } from '../identity/grants.js'
 import { Revocations, type Revocation } from '../identity/revocations.js'
 import { readWhitelist, writeWhitelist } from '../identity/whitelist.js'
 import type { Grant } from '../policy/principal.js'
@@ -155,6 +155,14 @@ export class TrustBook {
   /** Forgets acceptances of a peer: all, or those of one database. */
   async forgetAccepted (device: DeviceId, of?: DatabaseName): Promise<void> {
     await this.#writePeers(this.#known, this.#accepted.filter(({ peer, database }) => peer !== device || (of !== undefined && database !== of)))
+  }
+
+  /** Drops every device, grant and acceptance: this device becomes another user's, whose trust is its own.
+   * Revocations stay. */
+  async forgetEverybody (): Promise<void> {
+    await this.#writeWhitelist([])
+    await this.#writeGrants(DEFAULT_GRANTS)
+    await this.#writePeers(new Map(), [])
   }
 
   async revoke (revocation: Revocation): Promise<void> {

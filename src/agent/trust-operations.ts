@@ -147,7 +147,7 @@ function describeSelf (agent: Agent): DeviceInfo {
   const { device, user, notBefore, notAfter } = agent.keystore.identity
   return {
     device, user, name: agent.name, relation: 'own', grant: agent.book.grants['own'] ?? { databases: {}, files: 'referenced' },
-    addresses: agent.listen.map(({ host, port }) => `[${host}]:${port}`), certificate: dates({ notBefore, notAfter }), state: 'this device', revoked: false,
+    addresses: agent.status().addresses, certificate: dates({ notBefore, notAfter }), state: 'this device', revoked: false,
   }
 }
 

@@ -3,6 +3,7 @@ import { contextOf, type CliIo, type CommonOptions, type Context } from './conte
 import * as device from './device-commands.js'
 import * as file from './file-commands.js'
 import { Output } from './output.js'
+import * as pairing from './pair-commands.js'
 import * as service from './service-commands.js'
 import * as sharing from './sharing-commands.js'
 
@@ -75,6 +76,14 @@ function describeProgram ({ io, version, startService }: Cli): Command {
   command(program, 'status', 'this device, its peers, what is syncing and how far each lags', 'patchcord status --json', service.status)
   command(program, 'events', 'print what happens, as it happens', 'patchcord events --json', service.events)
 
+  command(program, 'pair [code]', 'pair with another device: show a code, or join with the one it shows (a code, a link, - for stdin)', 'patchcord pair                   # shows a code\npatchcord pair 123456 --as peer  # on the other device', pairing.pair)
+    .option('--as <relation>', 'own: one person\'s devices; peer: two people\'s')
+    .option('--yes', 'confirm without asking; with --as')
+    .option('--share <database...>', 'what the other may have: <database>, <database>:read or <database>:write')
+    .option('--at <host:port...>', 'where the window is, when the invitation is a code')
+    .option('--join', 'ask for the code')
+    .option('--link-only', 'show no code: only the link works')
+    .option('--replace-user', 'become another user\'s device although this one knows others, whose trust is lost')
   command(program, 'identity', 'who this device is', 'patchcord identity --export laptop.pem', device.identity)
     .option('--export <bundle.pem>', 'write the device certificate and its CA, for others to trust')
   const devices = command(program, 'device', 'make another device your own, by files', 'patchcord device request -o request.pem')

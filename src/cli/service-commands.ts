@@ -27,17 +27,13 @@ export type StartService = (context: Context, options: UpOptions) => Promise<Run
 export async function up (context: Context, options: UpOptions, start: StartService): Promise<void> {
   const { output, signal } = context
   const service = await start(context, options)
-  const { device, user, name, listen, couch, peers } = service.status()
+  const { device, user, name, listen, addresses, couch, peers } = service.status()
   service.onEvent(event => { output.object(event) })
   output.object({ event: 'ready', device, user, name, listen, couch })
   output.line('patchcord is running')
-  output.table([['device', device], ['name', name], ['listens on', listen.map(({ host, port }) => `[${host}]:${port}`).join(', ')], ['database', `${couch.url} (${couch.kind}); its login: patchcord couch`]])
+  output.table([['device', device], ['name', name], ['reached at', addresses.join(', ') || 'no address: is a network up?'], ['database', `${couch.url} (${couch.kind}); its login: patchcord couch`]])
   if (peers.length === 0) {
-    output.line('next, with another device of yours (each step in a second terminal, or on that device):')
-    output.line('  there   patchcord up; patchcord device request -o request.pem')
-    output.line('  here    patchcord device issue request.pem -o issued.pem --name <its name>')
-    output.line('  there   patchcord device install issued.pem; patchcord connect <this device> --at <host>:<port>')
-    output.line('or with somebody else\'s: patchcord trust --help')
+    output.line('next: patchcord pair, and on the other device patchcord pair <code>')
   }
   if (!signal.aborted) await new Promise<void>(resolve => { signal.addEventListener('abort', () => { resolve() }, { once: true }) })
   output.line('stopping')
@@ -49,7 +45,7 @@ export async function status ({ client, output }: Context): Promise<void> {
   output.object(now)
   output.table([
     ['device', now.device], ['name', now.name],
-    ['listens on', now.listen.map(({ host, port }) => `[${host}]:${port}`).join(', ')],
+    ['reached at', now.addresses.join(', ') || 'no address: is a network up?'],
     ['database', `${now.couch.url} (${now.couch.kind})`],
     ['server', now.server.pid === null ? 'not running; it is being started again' : `process ${now.server.pid}`],
   ])

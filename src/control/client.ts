@@ -5,6 +5,11 @@ import type { IncomingMessage } from 'node:http'
 import { ERRORS, PatchcordError, systemCode, type ErrorCode } from '../core/errors.js'
 import type { Args, EventOf, OperationName, Result } from './operations.js'
 
+interface AgentError { readonly code: string, readonly message: string, readonly hint: string }
+
+/** Events have an `event`; the last line is the result or the error. */
+type Line<Name extends OperationName> = (EventOf<Name> & { readonly event: string }) | { readonly result: Result<Name> } | { readonly error: AgentError }
+
 /** The typed client of the control socket. */
 export class ControlClient {
   readonly #path: string
@@ -26,10 +31,10 @@ export class ControlClient {
       throw this.#unreachable(error)
     }
     for await (const line of createInterface({ input: response })) {
-      const message = JSON.parse(line) as { result?: Result<Name>, error?: { code: string, message: string, hint: string } } & EventOf<Name>
-      if (message.error !== undefined) throw fromAgent(message.error)
-      if (message.result !== undefined) return message.result
-      onEvent(message)
+      const message = JSON.parse(line) as Line<Name>
+      if ('event' in message) onEvent(message)
+      else if ('error' in message) throw fromAgent(message.error)
+      else return message.result
     }
     throw new PatchcordError('stopped', 'the service stopped before it answered', { hint: 'start it again: patchcord up' })
   }
@@ -43,6 +48,6 @@ export class ControlClient {
   }
 }
 
-function fromAgent ({ code, message, hint }: { code: string, message: string, hint: string }): PatchcordError {
+function fromAgent ({ code, message, hint }: AgentError): PatchcordError {
   return new PatchcordError(Object.hasOwn(ERRORS, code) ? code as ErrorCode : 'internal', message, { hint })
 }

@@ -19,6 +19,9 @@ export interface Operations {
   rename: { args: { device: string, name: string }, result: DeviceInfo }
   revoke: { args: { device: string }, result: { device: string, connectionsCut: number, spread: 'done' | 'pending' } }
   connect: { args: { device: string, at: string }, result: DeviceInfo }
+  'pair-open': { args: PairOpenArgs, event: PairEvent, result: Paired }
+  'pair-join': { args: PairJoinArgs, event: PairEvent, result: Paired }
+  'pair-answer': { args: { request: string, relation: 'own' | 'peer' | null }, result: object }
   share: { args: { database: string, with: string, write?: boolean }, result: ShareResult }
   unshare: { args: { database: string, with: string }, result: ShareResult }
   shares: { args: object, result: { shares: OfferedShare[] } }
@@ -48,6 +51,8 @@ export interface Status {
   user: string
   name: string
   listen: ListenInfo[]
+  /** Where others reach it, as `connect --at` takes it. */
+  addresses: string[]
   couch: { url: string, kind: 'embedded' | 'couchdb' }
   server: { pid: number | null, confined: string | null }
   peers: PeerStatus[]
@@ -84,6 +89,36 @@ export interface ShareResult {
   with: string
   grant: { databases: Record<string, 'read' | 'write'>, files: 'all' | 'referenced' }
 }
+
+export interface PairOpenArgs {
+  /** The relation that is confirmed without asking; with it no `pair-answer` is waited for. */
+  as?: 'own' | 'peer'
+  yes?: boolean
+  /** What the other may have: `<database>`, `<database>:read` or `<database>:write`. */
+  share?: string[]
+  /** Only the link: no code, and no back-off to wait for. */
+  linkOnly?: boolean
+}
+
+export interface PairJoinArgs {
+  /** Six digits, or a link. */
+  invitation: string
+  as: 'own' | 'peer'
+  yes?: boolean
+  share?: string[]
+  /** Where the window is, when the invitation is a code. */
+  at?: string[]
+  /** Become another user's device although this one has peers; they are lost. */
+  replaceUser?: boolean
+}
+
+export type PairEvent =
+  | { event: 'window', code: string | null, link: string, expiresAt: string, addresses: ListenInfo[] }
+  /** Somebody who proved the secret; `pair-answer` with `request` is waited for unless `yes` was said. */
+  | { event: 'request', request: string, name: string, device: string, user: string, wants: 'own' | 'peer', offers: Record<string, 'read' | 'write'> }
+  | { event: 'failed', error: string, hint: string, attemptsLeft: number }
+
+export interface Paired { device: string, user: string, name: string, relation: 'own' | 'peer' }
 
 export interface OfferedShare {
   peer: string

@@ -1,4 +1,5 @@
 import { isIP, isIPv6 } from 'node:net'
+import { networkInterfaces } from 'node:os'
 import { PatchcordError } from './errors.js'
 import { cut } from './ids.js'
 
@@ -11,7 +12,7 @@ export interface Address {
   readonly port: number
 }
 
-const BRACKETED = /^\[([0-9a-fA-F:.]+)(?:%25?([A-Za-z0-9._-]{1,15}))?\]:(\d{1,5})$/
+const BRACKETED = /^\[([0-9a-fA-F:.]+)(?:%(?:25)?([A-Za-z0-9._-]{1,15}))?\]:(\d{1,5})$/
 const PLAIN = /^([0-9.]+):(\d{1,5})$/
 
 /** Parses `[::1]:4984`, `[fe80::1%eth0]:4984` or `127.0.0.1:4984`. Throws `usage` for anything else. */
@@ -54,4 +55,17 @@ export function isLinkLocal (host: string): boolean {
 /** Whether a literal address is the machine itself: ::1, 127.0.0.0/8, or that mapped into IPv6. */
 export function isLoopback (host: string): boolean {
   return host === '::1' || /^(?:::ffff:)?127\.\d{1,3}\.\d{1,3}\.\d{1,3}$/i.test(host)
+}
+
+/** Where others reach what listens at `address`: for `::`, every IPv6 address of this machine's interfaces, the
+ * link-local ones first and with their interface. */
+export function reachableAddresses (address: Address): Address[] {
+  if (address.host !== '::') return [address]
+  const found: Address[] = []
+  for (const [zone, infos] of Object.entries(networkInterfaces())) {
+    for (const { address: host, family, internal } of infos ?? []) {
+      if (family === 'IPv6' && !internal) found.push(isLinkLocal(host) ? { host, zone, port: address.port } : { host, port: address.port })
+    }
+  }
+  return found.toSorted((a, b) => Number(isLinkLocal(b.host)) - Number(isLinkLocal(a.host)))
 }

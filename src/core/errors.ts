@@ -18,6 +18,7 @@ export const ERRORS = {
   'socket-path-too-long': { means: 'the path of the control socket is longer than the system takes (107 bytes)', status: 500, exit: 2, hint: 'choose a shorter --home' },
   'no-ca-key': { means: 'this device does not hold the key that signs', status: 500, exit: 1, hint: 'do this on the device that holds the user CA' },
   'bad-certificate': { means: 'a certificate, bundle or signing request is not of its form, or not signed by whom it should be', status: 500, exit: 5, hint: 'ask for a fresh bundle: patchcord identity --export bundle.pem' },
+  'not-paired': { means: 'a pairing window ended without a pair', status: 500, exit: 1, hint: 'open another window: patchcord pair' },
   'refused': { means: 'the policy, or a person, said no', status: 403, exit: 3, hint: 'see `patchcord explain`' },
   'not-canonical': { means: 'the request has more than one reading, or is not of its form', status: 400, exit: 3, hint: 'send the request in its plain form' },
   'foreign-origin': { means: 'a browser sent the request on behalf of another site', status: 403, exit: 3, hint: 'this port does not answer pages of other sites' },

@@ -83,6 +83,14 @@ export async function issueServer ({ device, ...issuing }: Issuing & { readonly 
   ])
 }
 
+/** A certificate over a device key that the key signed itself, as PEM: for pairing, where nothing is believed
+ * yet. It names nobody, and admits nowhere. */
+export async function selfSigned (key: KeyObject, now: number): Promise<string> {
+  const spki = spkiOf(key)
+  const nobody = commonName('patchcord')
+  return await create({ subject: nobody, issuer: nobody, notBefore: now - BACKDATE_MS, notAfter: now + DAY, spki, signingKey: key, issuerSpki: spki, extensions: [new x509.BasicConstraintsExtension(false, undefined, true)] })
+}
+
 async function issueLeaf ({ ca, caKey, spki, now }: Issuing, form: 'p256' | 'rsa3072', id: DeviceId, extensions: x509.Extension[]): Promise<string> {
   const authority = readAuthority(ca)
   const issuerSpki = spkiOf(caKey)

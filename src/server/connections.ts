@@ -1,8 +1,9 @@
 import type { ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
+import type { DatabaseName } from '../core/ids.js'
 import type { Limits } from '../core/limits.js'
 import type { Leaf } from '../identity/leaf.js'
-import type { FileFacts } from '../policy/decide.js'
 import type { Principal } from '../policy/principal.js'
 import type { Action } from '../policy/route.js'
 
@@ -11,20 +12,27 @@ import type { Action } from '../policy/route.js'
 export interface Connection {
   readonly id: number
   readonly socket: TLSSocket
+  /** What TLS runs over. */
+  readonly transport: Socket
   readonly leaf: Leaf
   readonly entry: string
+  /** The certificate had ended when it came in: it may fetch its renewal. */
+  readonly isRenewal: boolean
   endsAt: number
   /** Set by a refusal that ends the connection: nothing that was pipelined behind it is looked at. */
   refused: boolean
   readonly running: Set<Running>
   /** The end of the newest request: what is pipelined waits for it. */
   last: Promise<void>
+  /** How many requests were taken in and have not ended. */
+  waiting: number
 }
 
 /** A request that was allowed and has not ended. It is decided again on every update. */
 export interface Running {
   readonly action: Action
-  readonly facts: FileFacts | undefined
+  /** The databases that its file was recorded for, where the decision asked. */
+  readonly records: readonly DatabaseName[] | undefined
   readonly response: ServerResponse
 }
 
@@ -47,11 +55,11 @@ export class Connections implements Iterable<Connection> {
   [Symbol.iterator] (): Iterator<Connection> { return this.#all.values() }
 
   /** Takes in an admitted socket, or returns undefined when its entry has all the connections it may. */
-  add (socket: TLSSocket, leaf: Leaf, { entry, endsAt }: Principal): Connection | undefined {
+  add (socket: TLSSocket, transport: Socket, leaf: Leaf, { entry, endsAt }: Principal, now: number): Connection | undefined {
     const usage = this.#usageOf(entry)
     if (usage.connections >= this.#limits.connectionsPerEntry) return undefined
     usage.connections += 1
-    const connection: Connection = { id: this.#nextId++, socket, leaf, entry, endsAt, refused: false, running: new Set(), last: Promise.resolve() }
+    const connection: Connection = { id: this.#nextId++, socket, transport, leaf, entry, isRenewal: now > endsAt, endsAt, refused: false, running: new Set(), last: Promise.resolve(), waiting: 0 }
     this.#all.add(connection)
     socket.once('close', () => {
       this.#all.delete(connection)
@@ -75,16 +83,25 @@ export class Connections implements Iterable<Connection> {
     }
   }
 
-  /** Cuts these connections and resolves when the last one is closed: nothing follows then. */
+  /** Ends these connections and resolves when the last one is closed. What the system took of their answers
+   * still arrives. */
+  async end (connections: readonly Connection[]): Promise<void> {
+    await Promise.all(connections.map(({ socket }) => closed(socket, () => { socket.destroy() })))
+  }
+
+  /** Cuts connections whose trust is gone, and resolves when the last one is closed: nothing follows then,
+   * and nothing more is taken from them. They are reset: an orderly close would still deliver what the
+   * system holds for them, which for a slow reader is megabytes over minutes. Only where the end was begun already
+   * does the system no longer take a reset, and finishes it. */
   async cut (connections: readonly Connection[]): Promise<void> {
-    await Promise.all(connections.map(({ socket }) => new Promise<void>(resolve => {
-      if (socket.closed) {
-        resolve()
-        return
-      }
-      socket.once('close', () => { resolve() })
-      socket.destroy()
-    })))
+    await Promise.all(connections.map(connection => {
+      const { socket, transport } = connection
+      connection.refused = true
+      return closed(socket, () => {
+        if (socket.writableEnded || transport.destroyed) socket.destroy()
+        else transport.resetAndDestroy()
+      })
+    }))
   }
 
   #usageOf (entry: string): Usage {
@@ -99,6 +116,17 @@ export class Connections implements Iterable<Connection> {
   #forget (entry: string, usage: Usage): void {
     if (usage.connections === 0 && usage.requestsPerEntry === 0 && usage.feedsPerEntry === 0 && usage.bodies === 0) this.#usage.delete(entry)
   }
+}
+
+function closed (socket: TLSSocket, close: () => void): Promise<void> {
+  return new Promise(resolve => {
+    if (socket.closed) {
+      resolve()
+      return
+    }
+    socket.once('close', () => { resolve() })
+    close()
+  })
 }
 
 interface Usage {

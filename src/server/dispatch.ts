@@ -1,22 +1,23 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Clock } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
+import type { DatabaseName } from '../core/ids.js'
 import type { Limits } from '../core/limits.js'
 import type { Logger } from '../core/log.js'
 import { isFeed as isCouchFeed } from '../couch/feed.js'
-import { admitClient, isRefusal } from '../identity/admission.js'
+import { admitClient, isRefusal, type Refusal } from '../identity/admission.js'
 import type { Leaf } from '../identity/leaf.js'
 import { canonicalise, type CanonicalRequest } from '../policy/canonical.js'
-import { decide, needsFacts, type FileFacts } from '../policy/decide.js'
+import { decide, needsFacts, type Decision } from '../policy/decide.js'
 import type { Principal } from '../policy/principal.js'
-import { route, type Action } from '../policy/route.js'
+import { route, type Action, type FileAction } from '../policy/route.js'
 import { answerError, endsConnection, failureOf } from './answers.js'
 import type { Connection, Connections, Counted } from './connections.js'
 import { Permit } from './permit.js'
-import type { ServerState } from './state.js'
+import { lentUntil, type ServerState } from './state.js'
 
-/** Reads what the decision about a file needs to know. */
-export type ReadFacts = (action: Action, principal: Principal) => Promise<FileFacts>
+/** Reads which databases a file is recorded for. */
+export type ReadRecords = (action: FileAction) => Promise<readonly DatabaseName[]>
 
 /** Does what was allowed and resolves when the answer has ended, with what the log says of it. What it
  * throws before the head of its answer becomes an error answer. */
@@ -33,7 +34,7 @@ export interface DispatchOptions {
   readonly limits: Limits
   readonly clock: Clock
   readonly logger: Logger
-  readonly readFacts: ReadFacts
+  readonly readRecords: ReadRecords
   readonly handle: Handle
 }
 
@@ -48,30 +49,53 @@ export class Dispatch {
     this.#options = options
   }
 
-  /** Takes a request in. What is pipelined on one connection is answered one after the other. */
+  /** Takes a request in. What is pipelined on one connection is answered one after the other, and Node reads
+   * on meanwhile: who sends more than may ever run is cut, before memory is. */
   request (connection: Connection, message: IncomingMessage, response: ServerResponse, expectsContinue: boolean): void {
-    connection.last = connection.last.then(() => this.#serve(connection, message, response, expectsContinue))
+    const { limits, connections, logger } = this.#options
+    if (connection.refused) {
+      response.destroy()
+      return
+    }
+    if (connection.waiting >= limits.requestsPerEntry) {
+      logger.warn({ connection: connection.id, device: connection.leaf.deviceId }, 'more requests are pipelined than requestsPerEntry')
+      void connections.cut([connection])
+      return
+    }
+    connection.waiting += 1
+    connection.last = connection.last.then(() => this.#serve(connection, message, response, expectsContinue)).then(() => { connection.waiting -= 1 })
   }
 
-  /** Who the certificate stands for now, or undefined where it no longer admits to anything. */
-  identify (leaf: Leaf): Principal | undefined {
+  /** Who the certificate stands for now, or why for nobody. An expired one that may still fetch its renewal
+   * stands for somebody whose time is over: `decide` knows. */
+  identify (leaf: Leaf): Principal | Refusal {
     const admitted = admitClient(this.#options.state().trust, leaf, this.#options.clock.now())
-    return isRefusal(admitted) ? admitted.renewable : admitted
+    return isRefusal(admitted) ? admitted.renewable ?? admitted : admitted
   }
 
-  /** Whether everything that runs on the connection would still be allowed. */
+  /** Whether the connection, and everything that runs on it, would still be allowed. Notes when it ends. */
   mayGoOn (connection: Connection): boolean {
     const principal = this.identify(connection.leaf)
-    if (principal === undefined || principal.entry !== connection.entry) return false
-    const now = this.#options.clock.now()
-    for (const { action, facts } of connection.running) {
-      if (!decide(principal, action, now, facts).allowed) return false
+    if (isRefusal(principal) || principal.entry !== connection.entry) return false
+    // Whose certificate ended meanwhile comes in again for its renewal.
+    if (this.#options.clock.now() > principal.endsAt && !connection.isRenewal) return false
+    connection.endsAt = principal.endsAt
+    for (const { action, records } of connection.running) {
+      if (!this.#decide(principal, action, records).allowed) return false
     }
     return true
   }
 
+  /** With the loans of this moment: one that was withdrawn or has ended counts for nothing that runs. */
+  #decide (principal: Principal, action: Action, records: readonly DatabaseName[] | undefined): Decision {
+    const { clock, state } = this.#options
+    const facts = action.kind === 'file' && records !== undefined ? { records, lentUntil: lentUntil(state(), principal.device, action.id, clock) } : undefined
+    return decide(principal, action, clock.now(), facts)
+  }
+
   async #serve (connection: Connection, message: IncomingMessage, response: ServerResponse, expectsContinue: boolean): Promise<void> {
-    if (connection.refused || response.destroyed) {
+    // Without a socket it cannot be answered: the answer before it ended the connection.
+    if (connection.refused || response.destroyed || response.socket === null) {
       response.destroy()
       return
     }
@@ -90,13 +114,14 @@ export class Dispatch {
       if (endsConnection(failure)) connection.refused = true
       line.bytes = answerError(message, response, failure)
     }
-    if (!message.complete && !response.destroyed) await discard(message, response, limits)
+    if (!message.complete && !response.destroyed) await discard(message, response, limits, clock)
+    await sent(response, limits, clock)
     line.ms = Math.round((clock.monotonic() - started) * 10) / 10
     logger.info(line, 'request')
   }
 
   async #answer (connection: Connection, message: IncomingMessage, response: ServerResponse, expectsContinue: boolean, line: LogLine): Promise<Outcome> {
-    const { state, clock, connections, limits, readFacts, handle } = this.#options
+    const { state, connections, limits, readRecords, handle } = this.#options
     const head = { method: message.method ?? '', target: message.url ?? '', httpVersion: message.httpVersion, rawHeaders: message.rawHeaders }
     if (head.rawHeaders.length > 2 * limits.headers) throw new PatchcordError('not-canonical', 'the request has too many headers')
     const canonical = canonicalise(head, state().env.identity.device)
@@ -119,16 +144,16 @@ export class Dispatch {
         line.decision = 'no action'
         throw new PatchcordError('not-found', 'missing')
       }
-      let facts: FileFacts | undefined
+      let records: readonly DatabaseName[] | undefined
       if (needsFacts(principal, action)) {
-        facts = await readFacts(action, principal)
+        records = await readRecords(action)
         // Trust may have been taken away while the records were read.
         principal = this.#identifyOrCut(connection)
       }
-      const decision = decide(principal, action, clock.now(), facts)
+      const decision = this.#decide(principal, action, records)
       line.action = nameOf(action)
       line.decision = decision.rule
-      const permit = Permit.from(decision, principal, action, facts)
+      const permit = Permit.from(decision, principal, action)
       if (permit === undefined) {
         const code = decision.status === 404 ? 'not-found' : decision.status === 400 ? 'not-canonical' : 'refused'
         throw new PatchcordError(code, decision.reason)
@@ -136,7 +161,7 @@ export class Dispatch {
       if (isFeed(action)) hold('feedsPerEntry')
       if (request.body !== undefined && request.body.length !== 0) hold('bodies')
       if (expectsContinue) response.writeContinue()
-      const running = { action, facts, response }
+      const running = { action, records, response }
       connection.running.add(running)
       try {
         return await handle(permit, request, message, response)
@@ -151,9 +176,8 @@ export class Dispatch {
   #identifyOrCut (connection: Connection): Principal {
     const principal = this.identify(connection.leaf)
     // Another entry decides now than the one that limits were counted by: the client comes again.
-    if (principal !== undefined && principal.entry === connection.entry) return principal
-    connection.refused = true
-    connection.socket.destroy()
+    if (!isRefusal(principal) && principal.entry === connection.entry) return principal
+    void this.#options.connections.cut([connection])
     throw new PatchcordError('not-admitted', 'the certificate no longer admits to anything')
   }
 }
@@ -188,20 +212,36 @@ const MOST_DISCARDED = 1024 * 1024
 
 /** Reads on a little, so that closing with unread bytes does not reset the connection under the answer;
  * then the connection is cut. */
-async function discard (message: IncomingMessage, response: ServerResponse, { headMs }: Limits): Promise<void> {
+async function discard (message: IncomingMessage, response: ServerResponse, { headMs }: Limits, clock: Clock): Promise<void> {
   let bytes = 0
   await new Promise<void>(resolve => {
-    const timer = setTimeout(() => { message.destroy() }, Math.min(2_000, headMs))
+    const timer = clock.after(Math.min(2_000, headMs), () => { message.destroy() })
     message.on('data', (chunk: Buffer) => {
       bytes += chunk.length
       if (bytes > MOST_DISCARDED) message.destroy()
     })
     const done = (): void => {
-      clearTimeout(timer)
+      timer.cancel()
       resolve()
     }
     message.once('close', done)
     message.once('end', done)
     if (message.destroyed || response.destroyed) done()
+  })
+}
+
+/** Resolves when the system took the whole answer, or its connection is gone. The next one on the connection
+ * has its socket then, and learns when that closes. A client that takes nothing for `stallMs` is cut: no
+ * other clock runs while an answer is on its way. */
+function sent (response: ServerResponse, { stallMs }: Limits, clock: Clock): Promise<void> {
+  if (response.writableFinished || response.destroyed) return Promise.resolve()
+  return new Promise(resolve => {
+    const timer = clock.after(stallMs, () => { response.destroy() })
+    const done = (): void => {
+      timer.cancel()
+      resolve()
+    }
+    response.once('finish', done)
+    response.once('close', done)
   })
 }

@@ -39,12 +39,15 @@ const whitelistEntry = v.pipe(v.strictObject({
 const couch = v.strictObject({
   url: v.string(),
   databases: v.array(databaseName),
-  credentials: v.record(v.string(), v.strictObject({ username: v.pipe(v.string(), v.nonEmpty('must not be empty')), password: v.string() })),
+  credentials: v.record(v.string(), v.strictObject({ username: v.pipe(v.string(), v.regex(/^[^:]+$/, 'must not be empty nor hold a colon')), password: v.string() })),
 })
 
 const lent = v.array(v.strictObject({ device: deviceId, files: v.array(contentId), until: instant }))
 
-const limitEntries = Object.fromEntries(Object.entries(DEFAULT_LIMITS).map(([name, value]) => [name, v.optional(positiveInteger, value)]))
+/** setTimeout fires at once for a longer delay than 2^31 - 1 ms: a limit that was meant never to strike always would. */
+const milliseconds = v.pipe(positiveInteger, v.maxValue(0x7fffffff, 'must be at most 2147483647'))
+
+const limitEntries = Object.fromEntries(Object.entries(DEFAULT_LIMITS).map(([name, value]) => [name, v.optional(name.endsWith('Ms') ? milliseconds : positiveInteger, value)]))
 
 const mailbox = v.record(v.string(), v.unknown())
 

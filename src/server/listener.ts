@@ -16,8 +16,9 @@ export interface ListenerOptions {
   readonly limits: Limits
   readonly clock: Clock
   readonly logger: Logger
-  /** Called with every socket whose handshake ended, before one byte of HTTP is read from it. */
-  readonly onSecure: (socket: TLSSocket) => void
+  /** Called with every socket whose handshake ended, and what it runs over, before one byte of HTTP is read
+   * from it. */
+  readonly onSecure: (socket: TLSSocket, transport: Socket) => void
 }
 
 /**
@@ -101,9 +102,16 @@ export class Listener {
   }
 
   #secured (socket: TLSSocket): void {
-    this.#knocking.delete(endsOf(socket))
+    const ends = endsOf(socket)
+    const transport = this.#knocking.get(ends)
     socket.on('error', error => { this.#options.logger.trace({ error: systemCode(error) }, 'connection failed') })
-    this.#options.onSecure(socket)
+    if (transport === undefined) {
+      // It ended just now, and has no address any more.
+      socket.destroy()
+      return
+    }
+    this.#knocking.delete(ends)
+    this.#options.onSecure(socket, transport)
   }
 }
 

@@ -7,6 +7,7 @@ import { answerJson } from './answers.js'
 export type Mailboxes = Readonly<Record<string, unknown>>
 
 const EMPTY = Object.freeze({})
+const EMPTY_TAG = tagOf(EMPTY)
 
 /** What this device has for one caller, as a long-poll: `If-None-Match` with the newest ETag waits until
  * there is something else, or until `mailPollMs` have passed (304). Nobody posts anything here. */
@@ -52,9 +53,11 @@ export class Mail {
   }
 
   #tag (device: DeviceId): string {
+    // Nothing is kept for who has no mail: a listed CA may make any number of devices.
+    if (!Object.hasOwn(this.#boxes, device)) return EMPTY_TAG
     let tag = this.#tags.get(device)
     if (tag === undefined) {
-      tag = `"${createHash('sha256').update(JSON.stringify(this.#box(device))).digest('base64url')}"`
+      tag = tagOf(this.#box(device))
       this.#tags.set(device, tag)
     }
     return tag
@@ -79,4 +82,8 @@ export class Mail {
       response.on('close', gone)
     })
   }
+}
+
+function tagOf (box: unknown): string {
+  return `"${createHash('sha256').update(JSON.stringify(box)).digest('base64url')}"`
 }

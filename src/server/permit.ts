@@ -1,4 +1,4 @@
-import type { Decision, FileFacts } from '../policy/decide.js'
+import type { Decision } from '../policy/decide.js'
 import type { Principal } from '../policy/principal.js'
 import type { Action } from '../policy/route.js'
 
@@ -6,15 +6,13 @@ import type { Action } from '../policy/route.js'
 export class Permit<Allowed extends Action = Action> {
   readonly principal: Principal
   readonly action: Allowed
-  readonly facts: FileFacts | undefined
 
-  private constructor (principal: Principal, action: Allowed, facts: FileFacts | undefined) {
+  private constructor (principal: Principal, action: Allowed) {
     this.principal = principal
     this.action = action
-    this.facts = facts
   }
 
-  static from<Allowed extends Action> (decision: Decision, principal: Principal, action: Allowed, facts: FileFacts | undefined): Permit<Allowed> | undefined {
-    return decision.allowed ? new Permit(principal, action, facts) : undefined
+  static from<Allowed extends Action> (decision: Decision, principal: Principal, action: Allowed): Permit<Allowed> | undefined {
+    return decision.allowed ? new Permit(principal, action) : undefined
   }
 }

@@ -10,12 +10,16 @@ import { startServer } from './server.js'
  * `bad-env` or `port-in-use` before anything is listened on. */
 export async function runServer (input: Readable, output: Writable, signal: AbortSignal): Promise<void> {
   const lines = readLines(input)
-  const first = await lines.next()
+  const stopped = new Promise<'stopped'>(resolve => {
+    if (signal.aborted) resolve('stopped')
+    signal.addEventListener('abort', () => { resolve('stopped') }, { once: true })
+  })
+  const first = await Promise.race([lines.next(), stopped])
+  if (first === 'stopped') return
   if (first.done === true) throw new PatchcordError('bad-env', 'stdin held no env', { hint: 'write it as one line of JSON; see docs/env.schema.json' })
   const env = parseFirst(first.value)
   const logger = createLogger(levelOf(env), 'patchcord-server')
   const server = await startServer(env, { logger })
-  const stopped = new Promise<void>(resolve => { signal.addEventListener('abort', () => { resolve() }, { once: true }) })
   writeLine(output, { event: 'ready', device: server.device, listen: server.addresses.map(address => ({ host: hostOf(address), port: address.port })) })
   try {
     await Promise.race([stopped, follow()])

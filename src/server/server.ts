@@ -1,7 +1,7 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { createServer as createHttpServer, type IncomingMessage, type Server as HttpServer, type ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
-import type { TLSSocket } from 'node:tls'
+import { createSecureContext, type TLSSocket } from 'node:tls'
 import type { Address } from '../core/address.js'
 import { systemClock, type Clock, type Timer } from '../core/clock.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
@@ -13,6 +13,7 @@ import { sendCouchJson } from '../couch/errors.js'
 import { COUCH_WELCOME, visibleDatabases } from '../couch/welcome.js'
 import { FileReader } from '../files/reader.js'
 import { serveFile } from '../files/serve.js'
+import { isRefusal } from '../identity/admission.js'
 import { readLeaf, type Leaf } from '../identity/leaf.js'
 import type { CanonicalRequest } from '../policy/canonical.js'
 import { answerJson } from './answers.js'
@@ -22,7 +23,7 @@ import { applyUpdate, limitsOf, parseEnv, type ServerEnvInput, type ServerUpdate
 import { Listener } from './listener.js'
 import { Mail } from './mail.js'
 import type { Permit } from './permit.js'
-import { buildState, lentUntil, type ServerState } from './state.js'
+import { buildState, type ServerState } from './state.js'
 
 // The server room: the one open port, and the order in which everything behind it is asked.
 //
@@ -88,7 +89,7 @@ class Server implements PatchcordServer {
   #couch: CouchProxy | undefined
   #sweep: { readonly timer: Timer, readonly due: number } | undefined
   #updates: Promise<unknown> = Promise.resolve()
-  #isStopping = false
+  #stopped: Promise<void> | undefined
 
   constructor (state: ServerState, limits: Limits, logger: Logger, clock: Clock) {
     this.#state = state
@@ -96,6 +97,8 @@ class Server implements PatchcordServer {
     this.#logger = logger
     this.#clock = clock
     const { env } = state
+    // First what may throw: what is opened after it is closed by `stop` alone.
+    const identity = checkIdentity(env.identity)
     this.#couch = this.#openCouch(state)
     this.#files = env.files === undefined ? undefined : new FileReader(env.files.root)
     this.#mail = new Mail(env.mail, limits.mailPollMs, clock)
@@ -106,9 +109,7 @@ class Server implements PatchcordServer {
       limits,
       clock,
       logger,
-      readFacts: async (action, principal) => action.kind === 'file'
-        ? { records: await this.#files?.records(action.id) ?? [], lentUntil: lentUntil(this.#state, principal.device, action.id, clock) }
-        : { records: [] },
+      readRecords: async ({ id }) => await this.#files?.records(id) ?? [],
       handle: (permit, request, message, response) => this.#handle(permit, request, message, response),
     })
     this.#http = createHttp(limits)
@@ -117,7 +118,7 @@ class Server implements PatchcordServer {
     this.#http.on('checkExpectation', (message, response) => { this.#requested(message, response, false) })
     this.#http.on('connect', (_message, socket) => { socket.destroy() })
     this.#http.on('clientError', (error, socket) => { this.#unparseable(error, socket as Socket) })
-    this.#listener = new Listener({ ...checkIdentity(env.identity), allowRouted: env.allowRouted, limits, clock, logger, onSecure: socket => { this.#admit(socket) } })
+    this.#listener = new Listener({ ...identity, allowRouted: env.allowRouted, limits, clock, logger, onSecure: (socket, transport) => { this.#admit(socket, transport) } })
   }
 
   get device (): DeviceId { return this.#state.env.identity.device }
@@ -132,16 +133,19 @@ class Server implements PatchcordServer {
     return updated
   }
 
-  async stop (): Promise<void> {
-    if (this.#isStopping) return
-    this.#isStopping = true
+  stop (): Promise<void> {
+    this.#stopped ??= this.#stop()
+    return this.#stopped
+  }
+
+  async #stop (): Promise<void> {
     const closed = this.#listener.close()
     const deadline = this.#clock.monotonic() + DRAIN_MS
     const all = [...this.#connections]
     const busy = all.filter(({ running }) => [...running].some(({ action }) => !isFeed(action)))
-    await this.#connections.cut(all.filter(connection => !busy.includes(connection)))
+    await this.#connections.end(all.filter(connection => !busy.includes(connection)))
     await Promise.all(busy.map(connection => settle(connection, deadline - this.#clock.monotonic(), this.#clock)))
-    await this.#connections.cut([...this.#connections])
+    await this.#connections.end([...this.#connections])
     this.#sweep?.timer.cancel()
     this.#http.close()
     await this.#couch?.close()
@@ -149,17 +153,17 @@ class Server implements PatchcordServer {
   }
 
   async #update (part: ServerUpdate): Promise<{ cut: number }> {
-    if (this.#isStopping) throw new PatchcordError('stopped', 'the server is stopping')
+    if (this.#stopped !== undefined) throw new PatchcordError('stopped', 'the server is stopping')
     const before = this.#state
     const state = buildState(applyUpdate(before.env, part))
-    if (part.identity !== undefined) {
-      if (state.env.identity.device !== this.device) throw new PatchcordError('bad-env', 'update: identity.device must stay the same', { hint: 'start another server for another device' })
-      const { key, certificates } = checkIdentity(state.env.identity)
-      this.#listener.renew(key, certificates)
-    }
-    if (state.env.couch?.url !== before.env.couch?.url) {
+    if (state.env.identity.device !== this.device) throw new PatchcordError('bad-env', 'update: identity.device must stay the same', { hint: 'start another server for another device' })
+    const identity = part.identity === undefined ? undefined : checkIdentity(state.env.identity)
+    const couch = state.env.couch?.url === before.env.couch?.url ? this.#couch : this.#openCouch(state)
+    // Nothing is refused from here on, and nothing was changed before.
+    if (identity !== undefined) this.#listener.renew(identity.key, identity.certificates)
+    if (couch !== this.#couch) {
       const old = this.#couch
-      this.#couch = this.#openCouch(state)
+      this.#couch = couch
       old?.close().catch((error: unknown) => { this.#logger.warn({ err: error }, 'the connections to the old CouchDB did not close') })
     }
     this.#state = state
@@ -175,15 +179,15 @@ class Server implements PatchcordServer {
 
   // ---- connections
 
-  #admit (socket: TLSSocket): void {
+  #admit (socket: TLSSocket, transport: Socket): void {
     const leaf = this.#leafOf(socket)
     const principal = leaf === undefined ? undefined : this.#dispatch.identify(leaf)
-    if (leaf === undefined || principal === undefined || this.#isStopping) {
-      this.#logger.info({ remote: socket.remoteAddress, device: leaf?.deviceId }, 'not admitted')
+    if (leaf === undefined || principal === undefined || isRefusal(principal) || this.#stopped !== undefined) {
+      this.#logger.info({ remote: socket.remoteAddress, device: leaf?.deviceId, rule: principal !== undefined && isRefusal(principal) ? principal.refused : undefined }, 'not admitted')
       socket.destroy()
       return
     }
-    const connection = this.#connections.add(socket, leaf, principal)
+    const connection = this.#connections.add(socket, transport, leaf, principal, this.#clock.now())
     if (connection === undefined) {
       this.#logger.warn({ device: principal.device, entry: principal.entry }, 'the limit connectionsPerEntry is reached')
       socket.destroy()
@@ -207,7 +211,7 @@ class Server implements PatchcordServer {
 
   async #cutRefused (): Promise<number> {
     const refused = [...this.#connections].filter(connection => !this.#dispatch.mayGoOn(connection))
-    for (const connection of refused) connection.refused = true
+    for (const { endsAt } of this.#connections) this.#armSweep(endsAt)
     await this.#connections.cut(refused)
     return refused.length
   }
@@ -221,10 +225,7 @@ class Server implements PatchcordServer {
     this.#sweep?.timer.cancel()
     const timer = this.#clock.after(delay, () => {
       this.#sweep = undefined
-      this.#cutRefused().then(() => {
-        const ends = [...this.#connections].map(connection => connection.endsAt)
-        if (ends.length > 0) this.#armSweep(ends.reduce((least, end) => Math.min(least, end)))
-      }).catch((error: unknown) => { this.#logger.error({ err: error }, 'the sweep failed') })
+      this.#cutRefused().catch((error: unknown) => { this.#logger.error({ err: error }, 'the sweep failed') })
     })
     this.#sweep = { timer, due }
   }
@@ -263,7 +264,8 @@ class Server implements PatchcordServer {
       case 'couch': {
         if (action.row.path === 'welcome') return { status: 200, bytes: sendCouchJson(response, 200, COUCH_WELCOME) }
         if (action.row.path === 'all-dbs') return { status: 200, bytes: sendCouchJson(response, 200, visibleDatabases(principal, this.#state.databases)) }
-        const credentials = this.#state.env.couch?.credentials[principal.grantName]
+        const all = this.#state.env.couch?.credentials ?? {}
+        const credentials = Object.hasOwn(all, principal.grantName) ? all[principal.grantName] : undefined
         if (this.#couch === undefined || credentials === undefined) throw new PatchcordError('upstream-down', 'no CouchDB is configured for this grant')
         return await this.#couch.forward({ action, request, principal, credentials, body: message, response })
       }
@@ -290,11 +292,12 @@ function createHttp (limits: Limits): HttpServer {
   return http
 }
 
-/** Throws `bad-env` where key and certificate do not belong together. */
+/** Throws `bad-env` where key and certificate do not belong together, or TLS does not take them. */
 function checkIdentity (identity: { key: string, certificates: string }): { key: string, certificates: string } {
   try {
     const certificate = new X509Certificate(identity.certificates)
     if (!certificate.checkPrivateKey(createPrivateKey(identity.key))) throw new Error('the key is not that of the certificate')
+    createSecureContext({ key: identity.key, cert: identity.certificates })
   } catch (error) {
     throw new PatchcordError('bad-env', `env: identity.key and identity.certificates do not belong together: ${messageOf(error)}`)
   }

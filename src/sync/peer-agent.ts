@@ -28,6 +28,8 @@ export interface PeerAgentOptions {
 }
 
 const CONNECT_MS = 10_000
+/** Of the 32 that the other side gives an entry. */
+const MOST_SOCKETS = 8
 
 /**
  * A pool of mutual-TLS connections to one peer. The server's certificate is checked against the pinned
@@ -38,7 +40,8 @@ export class PeerAgent extends Agent {
   readonly #open = new Set<TLSSocket>()
 
   constructor (options: PeerAgentOptions, pool: AgentOptions = {}) {
-    super({ keepAlive: true, maxSockets: 8, maxFreeSockets: 2, timeout: 60_000, ...pool })
+    // As many are kept as there may be: of fewer, small files at once would each begin with a handshake.
+    super({ keepAlive: true, maxSockets: MOST_SOCKETS, maxFreeSockets: MOST_SOCKETS, timeout: 60_000, ...pool })
     this.#options = options
   }
 
@@ -82,11 +85,14 @@ function handshake (to: Address, key: string, cert: string): Promise<TLSSocket> 
       socket.destroy()
       reject(new PatchcordError('unreachable', `${formatAddress(to)} does not answer: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
     }
-    socket.setTimeout(CONNECT_MS, () => { fail(new Error('no answer in time')) })
+    const late = (): void => { fail(new Error('no answer in time')) }
+    socket.setTimeout(CONNECT_MS, late)
     socket.once('error', fail)
     socket.once('close', () => { fail(new Error('the connection was closed during the handshake')) })
     socket.once('secureConnect', () => {
-      socket.setTimeout(0)
+      // The pool sets a timeout of its own on sockets that were used, for when they are idle: a listener left
+      // here would end what is in use, such as a long-poll on which nothing moves.
+      socket.setTimeout(0).off('timeout', late)
       socket.off('error', fail)
       socket.removeAllListeners('close')
       socket.setNoDelay(true)

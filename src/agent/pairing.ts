@@ -1,0 +1,252 @@
+import { randomBytes } from 'node:crypto'
+import { formatAddress, parseAddress, type Address } from '../core/address.js'
+import { messageOf, PatchcordError } from '../core/errors.js'
+import { cut, parseDatabaseName, type DatabaseName, type DeviceId } from '../core/ids.js'
+import type { Paired, PairEvent, PairJoinArgs, PairOpenArgs } from '../control/operations.js'
+import { parseBundle, parseIssue, parseRequest } from '../identity/bundle.js'
+import { selfSigned } from '../identity/certificates.js'
+import { deviceIdOf, privateKeyFromPem } from '../identity/keys.js'
+import { readLeaf } from '../identity/leaf.js'
+import { decodePem, encodePem } from '../identity/pem.js'
+import { Charges, dialable, join, PairingWindow, parseInvitation, PendingPairs, SpentShares, type Access, type Certificates, type InitiatorHost, type Other, type Pair, type PairingHost, type Pending, type Relation } from '../pairing/index.js'
+import { askPeer, PeerAgent, readBody } from '../sync/peer-agent.js'
+import type { Agent } from './agent.js'
+import { parseShare, type KnownDevice } from './trust-book.js'
+
+const PENDING_RETRY_MS = 5_000
+const MOST_ANSWER_BYTES = 4096
+
+type Emit = (event: PairEvent) => void
+
+/** Pairing as the service does it: what the pairing room needs of identity and trust, one window at a time,
+ * questions to the person over the control socket, and pairs that are pending. */
+export class Pairing {
+  readonly #agent: Agent
+  readonly #charges: Charges
+  readonly #pending: PendingPairs
+  readonly #spent: SpentShares
+  readonly #questions = new Map<string, (relation: Relation | undefined) => void>()
+  #window: PairingWindow | undefined
+  #isStopped = false
+
+  private constructor (agent: Agent, charges: Charges, pending: PendingPairs) {
+    this.#agent = agent
+    this.#charges = charges
+    this.#pending = pending
+    this.#spent = new SpentShares(agent.clock)
+  }
+
+  /** Throws `bad-state` where what it wrote down earlier is damaged. */
+  static async open (agent: Agent): Promise<Pairing> {
+    const { root } = agent.home
+    const pairing = new Pairing(agent, await Charges.open(root, agent.clock), await PendingPairs.open(root, agent.clock))
+    pairing.#followPending()
+    return pairing
+  }
+
+  async stop (): Promise<void> {
+    this.#isStopped = true
+    await this.#window?.close()
+  }
+
+  /** Opens a window and waits for its end. Throws `not-paired` when it ended without a pair. */
+  async openWindow ({ as, yes = false, share = [], linkOnly = false }: PairOpenArgs, emit: Emit, signal: AbortSignal): Promise<Paired> {
+    if (yes && as === undefined) throw new PatchcordError('usage', '--yes needs the relation', { hint: 'say --as own (one person\'s devices) or --as peer (two people\'s)' })
+    if (this.#window !== undefined) throw new PatchcordError('too-many', 'a pairing window is open already', { hint: 'end it, or use its code' })
+    const host = await this.#host(offered(share), false, (other, question) => yes ? Promise.resolve(as) : this.#ask(other, question, emit))
+    const window = await PairingWindow.open({
+      ...host,
+      charges: this.#charges,
+      issue: async other => await this.#issue(other),
+      failed: (error, attemptsLeft) => { emit({ event: 'failed', error: error.message, hint: error.hint, attemptsLeft }) },
+    }, { withCode: !linkOnly })
+    this.#window = window
+    const close = (): void => { void window.close() }
+    signal.addEventListener('abort', close)
+    try {
+      const { code, link, expiresAt, addresses } = window.invitation
+      emit({ event: 'window', code: code ?? null, link, expiresAt: new Date(expiresAt).toISOString(), addresses: addresses.map(({ host, zone, port }) => ({ host: zone === undefined ? host : `${host}%${zone}`, port })) })
+      const { pair } = await window.done
+      if (pair === undefined) throw new PatchcordError('not-paired', 'the pairing window ended without a pair')
+      return this.#paired(pair)
+    } finally {
+      signal.removeEventListener('abort', close)
+      this.#window = undefined
+    }
+  }
+
+  /** Joins a window. Throws what went wrong, by whose doing. */
+  async join ({ invitation: text, as, yes = false, share = [], at = [], replaceUser = false }: PairJoinArgs, emit: Emit, signal: AbortSignal): Promise<Paired> {
+    const invitation = parseInvitation(text)
+    const given = at.map(parseAddress)
+    const addresses = given.length > 0 ? given : invitation.kind === 'link' ? dialable(invitation.link.addresses) : await this.#agent.findWindows()
+    if (addresses.length === 0) throw new PatchcordError('unreachable', 'no pairing window was found', { hint: 'give its address with --at, or use the link that the other device shows' })
+    const host: InitiatorHost = {
+      ...await this.#host(offered(share), replaceUser, (other, question) => yes ? Promise.resolve(other.relation) : this.#ask(other, question, emit)),
+      pending: this.#pending,
+      spent: this.#spent,
+      requests: async () => decodePem(await this.#agent.keystore.request()).map(({ der }) => der),
+    }
+    const outcome = await join(host, { invitation, addresses, relation: as, signal })
+    if (outcome.result === 'paired') return this.#paired(outcome.pair)
+    if (outcome.result === 'pending') this.#followPending()
+    throw outcome.error
+  }
+
+  /** The person's answer to a request. Throws `not-found` for one that is over. */
+  answer (request: string, relation: Relation | null): void {
+    const settle = this.#questions.get(request)
+    if (settle === undefined) throw new PatchcordError('not-found', 'nobody waits for this answer any more', { hint: 'the other device gave up; pair again' })
+    settle(relation ?? undefined)
+  }
+
+  #ask (other: Other, question: AbortSignal, emit: Emit): Promise<Relation | undefined> {
+    const request = randomBytes(9).toString('base64url')
+    return new Promise(resolve => {
+      const settle = (relation: Relation | undefined): void => {
+        this.#questions.delete(request)
+        question.removeEventListener('abort', withdrawn)
+        resolve(relation)
+      }
+      const withdrawn = (): void => { settle(undefined) }
+      this.#questions.set(request, settle)
+      question.addEventListener('abort', withdrawn)
+      emit({ event: 'request', request, name: other.name, device: other.device, user: other.user, wants: other.relation, offers: Object.fromEntries(other.databases) })
+    })
+  }
+
+  async #host (databases: ReadonlyMap<DatabaseName, Access>, replaceUser: boolean, confirm: PairingHost['confirm']): Promise<PairingHost> {
+    const agent = this.#agent
+    const { keystore, clock, logger } = agent
+    const { device, user, deviceCertificate, userCa } = keystore.identity
+    const port = agent.addresses[0]?.port
+    return {
+      clock, logger, confirm,
+      self: {
+        device, user, certificates,
+        isRevoked: other => agent.revoked.has(other),
+        objection: other => this.#objection(other, replaceUser),
+        record: { name: agent.name, deviceCertificate: derOf(deviceCertificate), userCa: derOf(userCa), requests: [], databases, ...port === undefined ? {} : { port } },
+      },
+      selfSigned: async () => {
+        const key = await keystore.deviceKey()
+        return { key, certificate: await selfSigned(privateKeyFromPem(key), clock.now()) }
+      },
+      commit: async (pair, at) => { await agent.serially(() => this.#commit(pair, at, databases)) },
+    }
+  }
+
+  #objection (other: Other, replaceUser: boolean): string | undefined {
+    const { book, keystore } = this.#agent
+    const { user, hasCaKey } = keystore.identity
+    const known = book.known.get(other.device)
+    if (other.relation === 'peer') {
+      if (other.user === user) return 'it is your own device: pair as own'
+      return known !== undefined && known.user !== other.user ? `it is known as ${cut(known.name)}, a device of another user` : undefined
+    }
+    // Whose requests came along is the one that joins, and becomes ours.
+    if (other.requests.length > 0) {
+      if (!hasCaKey) return 'this device does not hold the user CA: open the window on the one that does'
+      return known?.relation === 'peer' ? `it is known as ${cut(known.name)}, somebody else's device: revoke it first` : undefined
+    }
+    if (other.user === user || replaceUser || book.known.size === 0) return undefined
+    return `this device knows ${book.known.size} other${book.known.size === 1 ? '' : 's'} (${[...book.known.values()].map(({ name }) => cut(name)).join(', ')}), whose trust would be lost: say --replace-user`
+  }
+
+  /** Issues for the two requests of a device that becomes ours. */
+  async #issue ({ requests }: Other): Promise<readonly Buffer[]> {
+    const request = requests.map(der => encodePem('CERTIFICATE REQUEST', der)).join('')
+    return decodePem(await this.#agent.keystore.issue(request)).slice(0, 2).map(({ der }) => der)
+  }
+
+  /** Writes the pair down; pairing again with a device that is known mends and keeps its name and grant. */
+  async #commit ({ role, relation, other, certificates }: Pair, at: Address | undefined, databases: ReadonlyMap<DatabaseName, Access>): Promise<void> {
+    const agent = this.#agent
+    const { book, keystore } = agent
+    const isOurs = relation === 'own' && role === 'R'
+    if (relation === 'own' && role === 'I') {
+      const ca = encodePem('CERTIFICATE', other.userCa)
+      if (other.user !== keystore.identity.user) await book.forgetEverybody()
+      await keystore.installIssued(certificates.map(der => encodePem('CERTIFICATE', der)).join('') + ca)
+    }
+    const before = book.known.get(other.device)
+    const shown = isOurs ? certificates[0]! : other.deviceCertificate
+    const { notBefore, notAfter } = readLeaf(shown)
+    const known: KnownDevice = {
+      device: other.device,
+      user: isOurs ? keystore.identity.user : other.user,
+      ca: isOurs ? keystore.identity.userCa : encodePem('CERTIFICATE', other.userCa),
+      name: before?.name ?? this.#freeName(other.name, other.device),
+      relation,
+      addresses: [...new Set([...at === undefined ? [] : [formatAddress(at)], ...before?.addresses ?? []])],
+      certificate: { notBefore, notAfter },
+    }
+    if (relation === 'own') await book.remember(known)
+    else await book.trustPeer(known, Object.fromEntries(databases))
+    await agent.apply('giving')
+    agent.emit({ event: 'paired', device: other.device, relation })
+  }
+
+  #freeName (wanted: string, device: DeviceId): string {
+    const taken = new Set([...this.#agent.book.known.values()].filter(known => known.device !== device).map(({ name }) => name))
+    for (let count = 1; ; count++) {
+      const name = count === 1 ? wanted : `${wanted.slice(0, 90)} ${count}`
+      if (!taken.has(name)) return name
+    }
+  }
+
+  #paired ({ relation, other }: Pair): Paired {
+    const known = this.#agent.book.known.get(other.device)
+    return { device: other.device, user: known?.user ?? other.user, name: known?.name ?? other.name, relation }
+  }
+
+  /** A pair is pending between our yes and the other's commit. Where its open port admits us, it has one. */
+  #followPending (): void {
+    const [first] = this.#pending.all()
+    if (first === undefined || this.#isStopped) return
+    this.#settle(first).catch((error: unknown) => {
+      this.#agent.logger.debug({ device: first.other.device, reason: messageOf(error) }, 'a pair is still pending')
+    }).finally(() => { this.#agent.clock.after(PENDING_RETRY_MS, () => { this.#followPending() }) })
+  }
+
+  async #settle ({ other, at }: Pending): Promise<void> {
+    // Our certificates as the other's own device come with the commit alone: pairing again brings them.
+    if (other.relation === 'own' || at === undefined) return
+    const { keystore, clock, revoked } = this.#agent
+    const peer = new PeerAgent({
+      device: other.device, clock, address: () => parseAddress(at),
+      credentials: async () => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca: encodePem('CERTIFICATE', other.userCa), revoked }),
+    })
+    try {
+      const answer = await askPeer(peer, other.device, '/')
+      await readBody(answer, MOST_ANSWER_BYTES)
+      if (answer.statusCode !== 200) return
+      await this.#agent.serially(() => this.#commit({ role: 'I', relation: 'peer', other, certificates: [] }, parseAddress(at), new Map()))
+      await this.#pending.drop(other.device)
+    } finally {
+      peer.destroy()
+    }
+  }
+}
+
+const certificates: Certificates = {
+  deviceOf: certificate => {
+    const { keyForm, deviceId } = readLeaf(certificate)
+    if (keyForm !== 'p256') throw new PatchcordError('bad-certificate', 'the key is not P-256 in canonical form')
+    return deviceId
+  },
+  identify: (certificate, ca) => {
+    const { device, user } = parseBundle(encodePem('CERTIFICATE', certificate) + encodePem('CERTIFICATE', ca))
+    return { device, user }
+  },
+  deviceOfRequests: requests => deviceIdOf(parseRequest(requests.map(der => encodePem('CERTIFICATE REQUEST', der)).join('')).deviceSpki),
+  deviceOfIssue: (issued, ca) => parseIssue([...issued, ca].map(der => encodePem('CERTIFICATE', der)).join('')).device,
+}
+
+const derOf = (pem: string): Buffer => decodePem(pem)[0]!.der
+
+function offered (share: readonly string[]): ReadonlyMap<DatabaseName, Access> {
+  const entries = share.map(text => parseShare(text, parseDatabaseName))
+  // The record names databases in the order of their names (pairing/messages.ts).
+  return new Map(entries.toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0))
+}

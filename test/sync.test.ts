@@ -1,0 +1,274 @@
+import { once } from 'node:events'
+import { Agent as HttpAgent, createServer as createHttpServer, type IncomingMessage, type RequestListener } from 'node:http'
+import { connect as tcpConnect, type AddressInfo, type Socket } from 'node:net'
+import { join } from 'node:path'
+import { createServer as createTlsServer, type TLSSocket } from 'node:tls'
+import t from 'tap'
+import { systemClock } from '../src/core/clock.js'
+import { DEFAULT_LIMITS } from '../src/core/limits.js'
+import { PatchcordError } from '../src/core/errors.js'
+import type { ContentId, DatabaseName, DeviceId } from '../src/core/ids.js'
+import { silentLogger } from '../src/core/log.js'
+import { startEmbedded } from '../src/embedded/front.js'
+import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
+import { serveFile, FILE_SIZE_HEADER } from '../src/files/serve.js'
+import { FileStore } from '../src/files/store.js'
+import { issueDevice, issueServer, createUserCa } from '../src/identity/certificates.js'
+import { deviceIdOf, generateKey, privateKeyToPem, spkiOf } from '../src/identity/keys.js'
+import { download } from '../src/sync/download.js'
+import { askPeer, PeerAgent, readBody } from '../src/sync/peer-agent.js'
+import { PeerLink } from '../src/sync/peer-link.js'
+import { Pull } from '../src/sync/pull.js'
+
+// The other side is hostile in all of this: a peer that was paired and turned, or a stranger at its address.
+
+const now = Date.now()
+
+interface User { readonly ca: string, readonly caKey: Awaited<ReturnType<typeof generateKey>>['privateKey'] }
+interface Made { readonly device: DeviceId, readonly key: string, readonly certificate: string, readonly serverKey: string, readonly serverCertificate: string }
+
+async function user (at = now): Promise<User> {
+  const { privateKey } = await generateKey()
+  return { ca: await createUserCa(privateKey, at), caKey: privateKey }
+}
+
+async function makeDevice (of: User, at = now): Promise<Made> {
+  const [device, server] = await Promise.all([generateKey(), generateKey()])
+  const spki = spkiOf(device.publicKey)
+  const id = deviceIdOf(spki)
+  return {
+    device: id,
+    key: privateKeyToPem(device.privateKey), certificate: await issueDevice({ ca: of.ca, caKey: of.caKey, spki, now: at }),
+    serverKey: privateKeyToPem(server.privateKey), serverCertificate: await issueServer({ ca: of.ca, caKey: of.caKey, spki: spkiOf(server.publicKey), device: id, now: at }),
+  }
+}
+
+const friend = await user()
+const stranger = await user()
+const peer = await makeDevice(friend)
+const otherPeer = await makeDevice(friend)
+const strange = await makeDevice(stranger)
+const self = await makeDevice(await user())
+
+/** An HTTPS server that shows whatever it likes, and counts what it is sent after the handshake. */
+async function impostor (t: { teardown (end: () => unknown): void }, shown: { key: string, cert: string }, answer: RequestListener): Promise<{ port: number, requests: IncomingMessage[], bytes: () => number }> {
+  const requests: IncomingMessage[] = []
+  let bytes = 0
+  const http = createHttpServer((request, response) => {
+    requests.push(request)
+    answer(request, response)
+  })
+  const sockets = new Set<Socket>()
+  const tls = createTlsServer({ ...shown, requestCert: true, rejectUnauthorized: false, minVersion: 'TLSv1.3' }, (socket: TLSSocket) => {
+    sockets.add(socket)
+    socket.on('error', () => undefined)
+    socket.on('data', chunk => { bytes += chunk.length })
+    http.emit('connection', socket)
+  })
+  tls.on('tlsClientError', () => undefined)
+  tls.listen({ host: '::1', port: 0 })
+  await once(tls, 'listening')
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy()
+    tls.close()
+  })
+  return { port: (tls.address() as AddressInfo).port, requests, bytes: () => bytes }
+}
+
+function agentTo (port: number, { ca = friend.ca, revoked = new Set<DeviceId>(), clockAt = now }: { ca?: string, revoked?: Set<DeviceId>, clockAt?: number } = {}): PeerAgent {
+  return new PeerAgent({
+    device: peer.device,
+    credentials: async () => ({ key: self.key, certificate: self.certificate, ca, revoked }),
+    address: () => ({ host: '::1', port }),
+    clock: { ...systemClock, now: () => clockAt },
+  })
+}
+
+await t.test('no request is sent to who cannot prove to be the device that was meant', async t => {
+  const year = 366 * 24 * 3600_000
+  const longAgo = await user(now - 2 * year)
+  const old = await makeDevice(longAgo, now - 2 * year)
+  for (const [what, shown, options, code] of [
+    ['another device of the same user', { key: otherPeer.serverKey, cert: otherPeer.serverCertificate }, {}, 'verification'],
+    ['a stranger', { key: strange.serverKey, cert: strange.serverCertificate }, {}, 'verification'],
+    ['the device\'s own client certificate', { key: peer.key, cert: peer.certificate }, {}, 'verification'],
+    ['an expired certificate', { key: old.serverKey, cert: old.serverCertificate }, { ca: longAgo.ca }, 'verification'],
+    ['the right one, signed by a CA that is not the pinned one', { key: peer.serverKey, cert: peer.serverCertificate }, { ca: stranger.ca }, 'verification'],
+    ['the right one, revoked', { key: peer.serverKey, cert: peer.serverCertificate }, { revoked: new Set([peer.device]) }, 'verification'],
+    ['the right one, before its dates', { key: peer.serverKey, cert: peer.serverCertificate }, { clockAt: now - year }, 'verification'],
+  ] as const) {
+    const server = await impostor(t, shown, (_request, response) => { response.end('{}') })
+    const agent = agentTo(server.port, options)
+    await t.rejects(askPeer(agent, peer.device, '/'), { code }, what)
+    t.strictSame([server.requests.length, server.bytes()], [0, 0], `${what}: not a byte`)
+    agent.destroy()
+  }
+  const good = await impostor(t, { key: peer.serverKey, cert: peer.serverCertificate }, (_request, response) => { response.end('{}') })
+  const agent = agentTo(good.port)
+  t.equal((await readBody(await askPeer(agent, peer.device, '/'), 10)).toString(), '{}')
+  t.equal(good.requests[0]?.headers.host, `${peer.device}.patchcord.invalid`)
+  agent.destroy()
+})
+
+await t.test('an endless answer is cut at the bound', async t => {
+  let ended = false
+  const server = await impostor(t, { key: peer.serverKey, cert: peer.serverCertificate }, (_request, response) => {
+    const pour = (): void => { while (!response.destroyed && response.write(Buffer.alloc(65_536))); }
+    response.on('drain', pour)
+    response.on('close', () => { ended = true })
+    pour()
+  })
+  const agent = agentTo(server.port)
+  await t.rejects(askPeer(agent, peer.device, '/mail').then(answer => readBody(answer, 1_000_000)), { code: 'too-large' })
+  while (!ended) await new Promise(resolve => { setTimeout(resolve, 10) })
+  agent.destroy()
+})
+
+await t.test('a link: mail that changes all the time does not make it spin, and a dead peer is tried again', async t => {
+  let etag = 0
+  const server = await impostor(t, { key: peer.serverKey, cert: peer.serverCertificate }, (request, response) => {
+    response.setHeader('ETag', `"${etag++}"`)
+    response.end(request.url === '/mail' ? '{"shares":[]}' : '{}')
+  })
+  let mails = 0
+  const changes: boolean[] = []
+  const link = new PeerLink({
+    device: peer.device,
+    credentials: async () => ({ key: self.key, certificate: self.certificate, ca: friend.ca, revoked: new Set() }),
+    addresses: () => [{ host: '::1', port: 1 }, { host: '::1', port: server.port }],
+    clock: systemClock, logger: silentLogger(),
+    onMail: () => { mails++ },
+    onChange: () => { changes.push(link.connected) },
+  })
+  await new Promise(resolve => { setTimeout(resolve, 1000) })
+  await link.stop()
+  t.strictSame(changes, [true, false], 'the second address answered')
+  t.ok(mails > 1 && mails < 15, `${mails} mails in a second`)
+})
+
+await t.test('a lying source gains nothing, and the store stays as it was', async t => {
+  const store = await FileStore.open(join(t.testdir({}), 'files'))
+  const file = Buffer.alloc(3 * LEAF_BYTES + 5, 'x')
+  const leaves = Buffer.concat([0, 1, 2, 3].map(index => leafHash(file.subarray(index * LEAF_BYTES, (index + 1) * LEAF_BYTES))))
+  const id = contentIdOf(leaves)
+  const wrong = Buffer.from(file)
+  wrong[2 * LEAF_BYTES + 7]! ^= 1
+  let respond: RequestListener = () => undefined
+  const server = await impostor(t, { key: peer.serverKey, cert: peer.serverCertificate }, (request, response) => { respond(request, response) })
+  const agent = agentTo(server.port)
+  const honest: RequestListener = (request, response) => {
+    if (request.url?.endsWith('/leaves') === true) response.writeHead(200, { [FILE_SIZE_HEADER]: file.length }).end(leaves)
+    else response.writeHead(200, { 'Content-Length': file.length }).end(file)
+  }
+  const lying = (part: 'leaves' | 'content', lie: RequestListener): RequestListener => (request, response) => {
+    const isLie = (request.url?.endsWith('/leaves') === true) === (part === 'leaves')
+    ;(isLie ? lie : honest)(request, response)
+  }
+  for (const [what, answer, code] of [
+    ['no such file', (_request, response) => { response.writeHead(404).end('{}') }, 'not-found'],
+    ['no size', lying('leaves', (_request, response) => { response.end(leaves) }), 'verification'],
+    ['a size that is no number', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: '1e9' }).end(leaves) }), 'verification'],
+    ['a size that does not fit the list', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: 900 * LEAF_BYTES }).end(leaves) }), 'verification'],
+    ['a size off by one', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: file.length + 1 }).end(leaves) }), 'unreachable'],
+    ['an endless list', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: file.length }).end(Buffer.alloc(10_000_000)) }), 'too-large'],
+    ['a list of another file', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: file.length }).end(Buffer.alloc(leaves.length)) }), 'verification'],
+    ['one wrong bit', lying('content', (_request, response) => { response.end(wrong) }), 'verification'],
+    ['too short', lying('content', (_request, response) => { response.end(file.subarray(0, -1)) }), 'unreachable'],
+    ['too long', lying('content', (_request, response) => { response.write(file); response.end('y') }), 'verification'],
+    ['cut off', lying('content', (_request, response) => { response.write(file.subarray(0, 2 * LEAF_BYTES)); setTimeout(() => { response.destroy() }, 50) }), 'unreachable'],
+  ] as Array<[string, RequestListener, string]>) {
+    respond = answer
+    await t.rejects(download(store, { device: peer.device, agent }, id), { code }, what)
+    t.notOk(await store.has(id), `${what}: nothing is there`)
+  }
+  respond = honest
+  await t.rejects(download(store, { device: peer.device, agent }, id, { most: file.length - 1 }), { code: 'too-large' })
+  t.strictSame(await download(store, { device: peer.device, agent }, id), { size: file.length })
+  t.ok(await store.has(id))
+
+  // What came from a peer is served on like any other file.
+  respond = (_request, response) => { void serveFile(store.reader, { id: id as ContentId, part: 'content', method: 'GET', headers: new Map() }, response, DEFAULT_LIMITS).catch(() => { response.destroy() }) }
+  t.ok((await readBody(await askPeer(agent, peer.device, `/files/${id}`), file.length)).equals(file))
+  agent.destroy()
+})
+
+await t.test('what a pull writes was asked for: a hostile database gets nothing else in', async t => {
+  const owner = { username: 'me', password: 'pw', scope: { kind: 'owner' } } as const
+  const embedded = await startEmbedded({ dir: join(t.testdir({}), 'couch'), accounts: [owner, { username: 'sync', password: 'pw', scope: { kind: 'peer', databases: { mine: 'write' } } }], listen: { host: '::1', port: 0 } })
+  t.teardown(() => embedded.stop())
+  await embedded.createDatabase('mine')
+  const local = async (method: string, path: string, body?: unknown): Promise<Record<string, unknown>> => await (await fetch(`${embedded.url}${path}`, {
+    method, headers: { 'content-type': 'application/json', authorization: `Basic ${btoa('me:pw')}` }, ...body === undefined ? {} : { body: JSON.stringify(body) },
+  })).json() as Record<string, unknown>
+  const kept = await local('PUT', '/mine/precious', { text: 'mine' })
+
+  const hash = (letter: string): string => letter.repeat(32)
+  const document = (id: string, rev: string, ids: string[] = [rev.slice(2)]): object => ({ _id: id, _rev: rev, _revisions: { start: Number(rev.slice(0, rev.indexOf('-'))), ids }, text: 'hostile' })
+  const good = document('good', `1-${hash('a')}`)
+  // Announced: one honest document, a design document, and one that will be answered with other revisions.
+  const results = [
+    { seq: 1, id: 'good', changes: [{ rev: `1-${hash('a')}` }] },
+    { seq: 2, id: '_design/evil', changes: [{ rev: `1-${hash('b')}` }] },
+    { seq: 3, id: 'switched', changes: [{ rev: `1-${hash('c')}` }] },
+  ]
+  const asked: string[] = []
+  const http = createHttpServer((request, response) => {
+    let body = ''
+    request.on('data', (chunk: Buffer) => { body += chunk.toString() })
+    request.on('end', () => {
+      const url = request.url ?? ''
+      const say = (value: unknown): void => { response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(value)) }
+      if (url.includes('_changes')) {
+        if (url.includes('since=0')) say({ results, last_seq: 3, pending: 0 })
+        else if (url.includes('feed=longpoll')) return
+        else say({ results: [], last_seq: 3, pending: 0 })
+      } else if (url.includes('_bulk_get')) {
+        asked.push(...(JSON.parse(body) as { docs: Array<{ id: string }> }).docs.map(({ id }) => id))
+        say({ results: [
+          { id: 'good', docs: [{ ok: good }] },
+          { id: '_design/evil', docs: [{ ok: document('_design/evil', `1-${hash('b')}`) }] },
+          { id: 'switched', docs: [{ ok: document('switched', `9-${hash('d')}`) }, { ok: document('switched', `1-${hash('c')}`, [hash('e')]) }] },
+          { id: 'switched', docs: [{ ok: document('precious', `99-${hash('f')}`) }] },
+          { id: 'unannounced', docs: [{ ok: document('unannounced', `1-${hash('a')}`) }] },
+          { id: '_local/x', docs: [{ ok: document('_local/x', `1-${hash('a')}`) }] },
+          { id: 'good', docs: [{ ok: { ...good, _id: 'smuggled' } }] },
+        ] })
+      } else if (url.includes('_local')) {
+        if (request.method === 'PUT') say({ ok: true, id: '_local/x', rev: '0-1' })
+        else response.writeHead(404, { 'content-type': 'application/json' }).end('{"error":"not_found","reason":"missing"}')
+      } else say({ db_name: 'theirs', update_seq: 3, doc_count: 3 })
+    })
+  })
+  http.listen({ host: '::1', port: 0 })
+  await once(http, 'listening')
+  const { port } = http.address() as AddressInfo
+  class Redirected extends HttpAgent {
+    override createConnection (): Socket { return tcpConnect({ host: '::1', port }) }
+  }
+  const source = new Redirected({ keepAlive: true })
+  const targetAgent = new HttpAgent({ keepAlive: true })
+  const pull = new Pull({
+    source: { device: peer.device, database: 'theirs' as DatabaseName, agent: source },
+    target: { url: embedded.url, database: 'mine' as DatabaseName, agent: targetAgent, username: 'sync', password: 'pw' },
+    logger: silentLogger(),
+  })
+  t.teardown(async () => {
+    await pull.stop()
+    source.destroy()
+    targetAgent.destroy()
+    http.closeAllConnections()
+    http.close()
+  })
+  const deadline = performance.now() + 30_000
+  while (pull.state !== 'in sync' && pull.state !== 'failed' && performance.now() < deadline) await new Promise(resolve => { setTimeout(resolve, 20) })
+  const rows = (await local('GET', '/mine/_all_docs'))['rows'] as Array<{ id: string, value: { rev: string } }>
+  t.strictSame(rows.map(({ id, value }) => [id, value.rev]), [['good', `1-${hash('a')}`], ['precious', kept['rev']]], 'the honest one, and ours as it was')
+  t.notOk(asked.includes('_design/evil'), 'design documents are not even asked for')
+})
+
+await t.test('an error of ours survives the way through an agent', async t => {
+  const agent = new PeerAgent({ device: peer.device, credentials: () => Promise.reject(new PatchcordError('unsafe-mode', 'others can read the key')), address: () => ({ host: '::1', port: 1 }), clock: systemClock })
+  await t.rejects(askPeer(agent, peer.device, '/'), { code: 'unsafe-mode' })
+  const nowhere = new PeerAgent({ device: peer.device, credentials: async () => ({ key: self.key, certificate: self.certificate, ca: friend.ca, revoked: new Set() }), address: () => undefined, clock: systemClock })
+  await t.rejects(askPeer(nowhere, peer.device, '/'), { code: 'unreachable', message: /no address is known/ })
+})
