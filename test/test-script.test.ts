@@ -1,0 +1,68 @@
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+
+// The counting behind the last line of `npm test`: a run that is green because it was counted wrongly is
+// worse than one that is red.
+
+const TOP = fileURLToPath(new URL('../..', import.meta.url))
+interface Counts { readonly passed: number, readonly failed: string[], readonly skipped: string[], readonly todo: string[], readonly files: string[] }
+const { countTap } = await import(new URL('../../scripts/count-tap.js', import.meta.url).href) as { countTap: (text: string) => Counts }
+
+await t.test('assertions are counted once, failures, skips and todos by name', t => {
+  const counts = countTap(`TAP version 14
+# Subtest: build/test/a.test.js
+    # Subtest: inner
+        ok 1 - one
+        not ok 2 - two
+        ok 3 - three # SKIP no root
+        not ok 4 - four # TODO later
+        ok 5 - five # TODO
+        1..5
+    not ok 1 - inner # time=1ms
+    ok 2 - plain
+    1..2
+not ok 1 - build/test/a.test.js # time=3ms
+# Subtest: build/test/b.test.js
+    1..0 # no tests found
+ok 2 - build/test/b.test.js # SKIP no tests found
+# Subtest: build/test/c.test.js
+    # Subtest: nothing in it
+        1..0
+    ok 1 - nothing in it
+    1..1
+ok 3 - build/test/c.test.js
+# Subtest: build/test/d.test.js
+    ok 1 - fine
+    1..1
+not ok 4 - build/test/d.test.js
+  ---
+  exitCode: 1
+  ...
+1..4
+`)
+  t.equal(counts.passed, 3)
+  t.strictSame(counts.failed, ['build/test/a.test.js > inner > two', 'build/test/d.test.js (as a whole)'])
+  t.strictSame(counts.skipped, ['build/test/a.test.js > inner > three: no root', 'build/test/b.test.js: no tests found', 'build/test/c.test.js > nothing in it: it asserts nothing'])
+  t.strictSame(counts.todo, ['build/test/a.test.js > inner > four: later', 'build/test/a.test.js > inner > five'])
+  t.strictSame(counts.files, ['a', 'b', 'c', 'd'].map(name => `build/test/${name}.test.js`))
+  t.end()
+})
+
+await t.test('TAP that ends early, bails out or is empty is a failure', t => {
+  t.strictSame(countTap('').failed.length, 1)
+  t.strictSame(countTap('TAP version 14\n1..0\n').failed, ['no test ran'])
+  t.strictSame(countTap('TAP version 14\nok 1 - a\n1..2\n').failed, ['the TAP is not complete'])
+  t.strictSame(countTap('TAP version 14\nok 1 - a\nBail out! the disk is full\n').failed, ['bail out: the disk is full'])
+  t.strictSame(countTap('TAP version 14\n# Subtest: x\n    ok 1 - a\n').failed.length, 1)
+  t.end()
+})
+
+await t.test('what npm test leaves out is written down', t => {
+  const registry = JSON.parse(readFileSync(join(TOP, 'test/left-out.json'), 'utf8')) as Array<{ script?: string, environment?: string, what: string, why: string }>
+  const { scripts } = JSON.parse(readFileSync(join(TOP, 'package.json'), 'utf8')) as { scripts: Record<string, string> }
+  for (const script of Object.keys(scripts).filter(name => name.startsWith('test:'))) t.ok(registry.some(entry => entry.script === script), `npm run ${script}`)
+  for (const { script, environment, what, why } of registry) t.ok(what && why && (script === undefined) !== (environment === undefined), what)
+  t.end()
+})
