@@ -15,7 +15,7 @@ import { channelBetween, framesIn, idFor, issueFor, paperSelf, requestsOf } from
 // effect; the two disks are compared at the end.
 
 const seed = Number(process.env['FUZZ_SEED'] ?? '20301')
-const RUNS = 400 * Number(process.env['FUZZ_RUNS'] ?? '1')
+const RUNS = 250 * Number(process.env['FUZZ_RUNS'] ?? '1')
 
 interface Party {
   readonly id: number

@@ -112,7 +112,8 @@ await t.test('flipping any byte of any message fails both sides', t => {
     for (const [from, messages] of [['I', plain.sentI], ['R', plain.sentR]] as const) {
       for (const [index, message] of messages.entries()) {
         const last = message[0] === MESSAGE.commit ? 'M8' : message[0] === MESSAGE.done ? 'M9' : undefined
-        // Every byte of what is short; of the records, every third.
+        // Every byte of what is short; of the records, every third. Own devices differ in M5 and M8 alone.
+        if (choices === OWN && message.length < 100) continue
         for (let at = 0; at < message.length; at += message.length > 100 ? 3 : 1) {
           flips++
           const duet = new Duet(choices)
@@ -132,7 +133,7 @@ await t.test('flipping any byte of any message fails both sides', t => {
         }
       }
     }
-    t.ok(flips > 500, `${flips} flips`)
+    t.ok(flips > (choices === OWN ? 300 : 500), `${flips} flips`)
   }
   t.end()
 })
