@@ -57,7 +57,10 @@ export class LinkSocket extends EventEmitter {
   }
 
   close (done?: () => void): void {
-    if (this.#isClosed) return void done?.()
+    if (this.#isClosed) {
+      done?.()
+      return
+    }
     this.#isClosed = true
     this.#socket.close(done)
   }
