@@ -3,7 +3,7 @@ import { createServer, request as httpRequest, type IncomingHttpHeaders, type In
 import { connect, createServer as createNetServer, type AddressInfo, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { CouchProxy, type CouchProxyOptions } from '../src/couch/proxy.js'
-import { sendCouchFailure } from '../src/couch/errors.js'
+import { sendCouchFailure } from '../src/core/couch-answers.js'
 import type { Forwarded } from '../src/couch/transfer.js'
 import { PatchcordError } from '../src/core/errors.js'
 import type { DeviceId } from '../src/core/ids.js'

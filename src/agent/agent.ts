@@ -17,6 +17,7 @@ import { checkSocketPath, ControlServer } from '../control/server.js'
 import { FileStore } from '../files/store.js'
 import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
+import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { AccountBook } from './accounts.js'
 import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
@@ -39,6 +40,8 @@ export interface AgentOptions {
   readonly allowRouted?: boolean
   readonly limits?: Partial<Limits>
   readonly logLevel?: LogLevel
+  /** False looks for no devices on the network and announces none. */
+  readonly discovery?: boolean
   /** Server and database in this process instead of children, for `Lab`. */
   readonly inProcess?: boolean
 }
@@ -73,6 +76,7 @@ export class Agent {
   #couch!: CouchHost
   #server!: ServerHost
   #pairing!: Pairing
+  #discovery: Discovery | undefined
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
@@ -137,6 +141,9 @@ export class Agent {
     return { username, password }
   }
 
+  /** The interfaces on which devices are looked for; empty where none are. */
+  get links (): readonly LinkState[] { return this.#discovery?.interfaces() ?? [] }
+
   get listen (): ListenInfo[] {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
   }
@@ -177,6 +184,7 @@ export class Agent {
       cut = await toServer()
     }
     await this.peers.reconcile()
+    this.#discovery?.setKnown(this.peers.devices)
     return cut
   }
 
@@ -224,9 +232,25 @@ export class Agent {
     await this.peers.reconcile()
     this.#pairing = await Pairing.open(this)
     this.#resources.add(() => this.#pairing.stop())
+    if (this.#options.discovery !== false) await this.#discover()
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())
+  }
+
+  async #discover (): Promise<void> {
+    const { clock, logger } = this
+    this.#discovery = await startDiscovery({
+      device: this.keystore.identity.device, port: this.#server.addresses[0]?.port ?? 0, clock, logger,
+      onCandidates: (device, addresses) => { this.peers.found(device, addresses) },
+      onInterfaces: links => {
+        // A peer may have been heard while nothing could be sent to it yet.
+        this.peers.linksAre(new Set(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name }) => name)))
+        this.emit({ event: 'links', links })
+      },
+    })
+    this.#resources.add(() => this.#discovery?.stop())
+    this.#discovery.setKnown(this.peers.devices)
   }
 
   async #databasesAre (names: readonly DatabaseName[]): Promise<void> {

@@ -1,5 +1,5 @@
 import type { Agent as HttpAgent } from 'node:http'
-import { formatAddress } from '../core/address.js'
+import { formatAddress, type Address } from '../core/address.js'
 import type { Clock, Timer } from '../core/clock.js'
 import { messageOf } from '../core/errors.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
@@ -57,6 +57,22 @@ export class Peers {
 
   peer (device: DeviceId): Peer | undefined { return this.#peers.get(device) }
 
+  /** The devices that are kept in touch with. */
+  get devices (): DeviceId[] { return [...this.#peers.keys()] }
+
+  /** Where discovery says that a device may be now. */
+  found (device: DeviceId, addresses: readonly Address[]): void { this.#peers.get(device)?.found(addresses) }
+
+  /** Follows the interfaces of this machine: a connection over one that is gone is dropped instead of waiting
+   * for TCP to give up, and where one is ready every device that is not connected is tried again. */
+  linksAre (ready: ReadonlySet<string>): void {
+    for (const { link } of this.#peers.values()) {
+      const zone = link.address?.zone
+      if (link.connected && zone !== undefined && !ready.has(zone)) link.drop()
+      else if (!link.connected && ready.size > 0) link.retry()
+    }
+  }
+
   /** Every device, those with a live link first. */
   all (): Peer[] {
     return [...this.#peers.values()].toSorted((a, b) => Number(b.link.connected) - Number(a.link.connected))
@@ -81,6 +97,7 @@ export class Peer {
   /** How long the next failure of a pull waits (ms). */
   readonly #delays = new Map<string, number>()
   readonly #starting = new Set<DatabaseName>()
+  #candidates: readonly Address[] = []
   #mail: PeerMail = NO_MAIL
   #isStopped = false
   #wasConnected = false
@@ -88,17 +105,25 @@ export class Peer {
   constructor (device: DeviceId, options: PeersOptions) {
     this.device = device
     this.#options = options
-    const { book, clock, logger, credentials } = options
+    const { clock, logger, credentials } = options
     this.link = new PeerLink({
       device, clock, logger,
       credentials: () => credentials(this.#known()),
-      addresses: () => book.addressesOf(device),
+      addresses: () => this.#addresses(),
       onMail: mail => { this.#received(mail) },
       onChange: () => { this.#linkChanged() },
     })
   }
 
   get mail (): PeerMail { return this.#mail }
+
+  /** Replaces what discovery knows of its addresses, and tries again where it is not connected. Where it is, the
+   * device may have moved from under the connection: that is looked into, and nothing cut on a hint alone. */
+  found (addresses: readonly Address[]): void {
+    this.#candidates = addresses
+    if (this.link.connected) this.link.check()
+    else if (addresses.length > 0) this.link.retry()
+  }
 
   /** Starts and ends pulls so that they match what is shared and accepted now. */
   reconcile (): void {
@@ -136,6 +161,13 @@ export class Peer {
       databases: [...this.#pulls.values()].map(pull => ({ name: pull.target.database, remote: pull.source.database, direction: 'pull' as const, lag: pull.lag ?? null, state: pull.problem === undefined ? pull.state : `${pull.state}: ${pull.problem}` })),
       files: { missing: 0 },
     }
+  }
+
+  /** Those remembered first, since they are no stranger's word. */
+  #addresses (): Address[] {
+    const remembered = this.#options.book.addressesOf(this.device)
+    const texts = new Set(remembered.map(formatAddress))
+    return [...remembered, ...this.#candidates.filter(address => !texts.has(formatAddress(address)))]
   }
 
   #known (): KnownDevice {

@@ -8,7 +8,7 @@ import { PatchcordError } from '../core/errors.js'
 import type { LogLevel } from '../core/log.js'
 
 const startService: StartService = async ({ home }, options) => {
-  const { listen, couch, couchCredentialsFile, allowRouted = false, name, logLevel = 'info' } = options
+  const { listen, couch, couchCredentialsFile, allowRouted = false, discovery = true, name, logLevel = 'info' } = options
   const { createLogger, LOG_LEVELS } = await import('../core/log.js')
   if (!LOG_LEVELS.includes(logLevel as LogLevel)) throw new PatchcordError('usage', '--log-level takes none of that name', { hint: `write one of ${LOG_LEVELS.join(', ')}` })
   if ((couch === undefined) !== (couchCredentialsFile === undefined)) throw new PatchcordError('usage', '--couch and --couch-credentials-file go together', { hint: 'give both' })
@@ -17,7 +17,7 @@ const startService: StartService = async ({ home }, options) => {
   // Only `up` needs all of it: other commands answer sooner without.
   const { Agent } = await import('../agent/agent.js')
   const agent = await Agent.start({
-    home, allowRouted, logLevel: logLevel as LogLevel,
+    home, allowRouted, discovery, logLevel: logLevel as LogLevel,
     ...address === undefined ? {} : { listen: address },
     ...couch === undefined || couchCredentialsFile === undefined ? {} : { couch: { url: couch, credentialsFile: couchCredentialsFile } },
     ...name === undefined ? {} : { name },

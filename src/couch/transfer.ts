@@ -7,8 +7,8 @@ import type { Logger } from '../core/log.js'
 import type { PathForm } from '../policy/surface.js'
 import type { BodyCheck } from './body-check.js'
 import { checkedBody } from './checked-body.js'
-import { MISSING, sendCouchError } from './errors.js'
-import { responseHeaders } from './headers.js'
+import { MISSING, sendCouchError } from '../core/couch-answers.js'
+import { responseHeaders } from '../policy/couch-headers.js'
 import { sendUpstream, type UpstreamCall, type UpstreamTarget } from './quiet-http-proxy.js'
 
 /** What became of a forwarded request. */

@@ -49,11 +49,19 @@ export function canonicaliseLoopback (head: RawHead): Canonical {
   return canonicaliseFor(head, { checkHost: checkLoopbackHost, origin: 'http:', couchAt: 0 })
 }
 
+/** The same for the bridge: CouchDB's paths are below `/peer/<device>/couch`, and no page of any site, not
+ * even one that the bridge itself had sent, has business there. */
+export function canonicaliseBridge (head: RawHead): Canonical {
+  return canonicaliseFor(head, { checkHost: checkLoopbackHost, origin: 'none', couchAt: 3 })
+}
+
 interface Place {
   readonly checkHost: (headers: ReadonlyMap<string, string>) => void
-  readonly origin: 'http:' | 'https:'
-  /** How many segments stand before CouchDB's own: 1 is below `/couch`, 0 is everything. */
-  readonly couchAt: 0 | 1
+  /** The scheme of an Origin that is this server's own; `none` refuses every Origin. */
+  readonly origin: 'http:' | 'https:' | 'none'
+  /** How many segments stand before CouchDB's own: 0 is everything, 1 is below `/couch`, 3 below
+   * `/peer/<device>/couch`. */
+  readonly couchAt: 0 | 1 | 3
 }
 
 function canonicaliseFor (head: RawHead, place: Place): Canonical {
@@ -152,7 +160,7 @@ function unescapeToTheEnd (text: string): string {
 
 /** CouchDB allows %2F in a database name and in a document ID, and nowhere else does this port. */
 function mayHoldSlash (segments: readonly string[], index: number, couchAt: Place['couchAt']): boolean {
-  if (couchAt === 1 && segments[0] !== 'couch') return false
+  if (couchAt > 0 && segments[couchAt - 1] !== 'couch') return false
   if (index === couchAt || index === couchAt + 1) return true
   const kind = segments[couchAt + 1]
   return index === couchAt + 2 && (kind === '_local' || kind === '_design')
@@ -254,7 +262,7 @@ function readFraming (method: string, headers: ReadonlyMap<string, string>): Can
 /** A browser may hold a certificate of ours while it shows somebody else's page. */
 function checkOrigin (headers: ReadonlyMap<string, string>, scheme: Place['origin']): void {
   const origin = headers.get('origin')
-  if (origin !== undefined && origin !== `${scheme}//${headers.get('host')}`) refuse('origin', 'the Origin is not this server', 'foreign-origin')
+  if (origin !== undefined && (scheme === 'none' || origin !== `${scheme}//${headers.get('host')}`)) refuse('origin', 'the Origin is not this server', 'foreign-origin')
   const site = headers.get('sec-fetch-site')
   if (site !== undefined && site !== 'none' && site !== 'same-origin') refuse('sec-fetch-site', 'the request comes from another site', 'foreign-origin')
 }

@@ -97,12 +97,13 @@ function joinSpecial (segments: readonly string[]): readonly string[] {
 const FIXED: Partial<Record<PathForm, readonly string[]>> = { welcome: [], 'all-dbs': ['_all_dbs'] }
 
 /** The path and query of a CouchDB request, written anew from the decoded parts: what an upstream gets.
- * `checkpoints` is put before the name of a `_local` document that does not carry it yet. */
-export function couchPath ({ row, target }: CouchAction, query: ReadonlyMap<string, string>, checkpoints: string): string {
+ * `checkpoints` is put before the name of a `_local` document that does not carry it yet; a peer does that
+ * itself, so that towards one it is undefined. */
+export function couchPath ({ row, target }: CouchAction, query: ReadonlyMap<string, string>, checkpoints: string | undefined): string {
   const segments = [...FIXED[row.path] ?? [target.database!]]
   if (target.endpoint !== undefined) segments.push(target.endpoint)
   if (row.path === 'design' || row.path === 'design-attachment' || row.path === 'view') segments.push('_design')
-  if (row.path === 'local') segments.push('_local', ownCheckpoint(target.document!, checkpoints))
+  if (row.path === 'local') segments.push('_local', checkpoints === undefined ? target.document! : ownCheckpoint(target.document!, checkpoints))
   else if (target.document !== undefined) segments.push(target.document)
   if (target.attachment !== undefined) segments.push(...target.attachment)
   if (target.view !== undefined) segments.push('_view', target.view)

@@ -1,6 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { PatchcordError } from '../core/errors.js'
-import { sendCouchFailure } from '../couch/errors.js'
+import { sendCouchFailure } from '../core/couch-answers.js'
 
 /** Answers with an error, in the one form that the CouchDB surface has too, so that what was not granted
  * looks like what is not there, and returns the bytes of its body. An error that ends the connection does,

@@ -30,6 +30,8 @@ export interface PeerLinkOptions {
 const FIRST_WAIT_MS = 1_000
 const LONGEST_WAIT_MS = 60_000
 const MAIL_PAUSE_MS = 100
+/** How long a sign of life may take. */
+const CHECK_MS = 5_000
 const MOST_MAIL_BYTES = 64 * 1024 + 1
 
 /** Keeps one paired device reached: finds an address that answers, holds a long-poll on its mail (which
@@ -44,6 +46,10 @@ export class PeerLink {
   #since: number | undefined
   #problem: string | undefined
   #wake: (() => void) | undefined
+  #wait = FIRST_WAIT_MS
+  /** Somebody asked for another attempt while one was being made: the next follows at once. */
+  #isAsked = false
+  #isChecking = false
 
   constructor (options: PeerLinkOptions) {
     this.device = options.device
@@ -60,7 +66,27 @@ export class PeerLink {
   get problem (): string | undefined { return this.#problem }
 
   /** Tries again now: an address or an interface is new. */
-  retry (): void { this.#wake?.() }
+  retry (): void {
+    this.#wait = FIRST_WAIT_MS
+    if (this.#wake === undefined) this.#isAsked = true
+    else this.#wake()
+  }
+
+  /** Cuts the connections, since what they go over is gone, and tries again. */
+  drop (): void {
+    this.agent.destroy()
+    this.retry()
+  }
+
+  /** Asks for a sign of life where it is connected, and drops the connections where none comes. */
+  check (): void {
+    if (this.#since === undefined || this.#isChecking) return
+    this.#isChecking = true
+    askPeer(this.agent, this.device, '/', { signal: AbortSignal.any([this.#abort.signal, AbortSignal.timeout(CHECK_MS)]) })
+      .then(answer => readBody(answer, MOST_MAIL_BYTES))
+      .catch(() => { if (!this.#abort.signal.aborted) this.drop() })
+      .finally(() => { this.#isChecking = false })
+  }
 
   async stop (): Promise<void> {
     this.#abort.abort()
@@ -70,18 +96,22 @@ export class PeerLink {
   }
 
   async #run (): Promise<void> {
-    let wait = FIRST_WAIT_MS
     while (!this.#abort.signal.aborted) {
       try {
         await this.#reach()
-        wait = FIRST_WAIT_MS
+        this.#wait = FIRST_WAIT_MS
         await this.#follow()
       } catch (error) {
         if (this.#abort.signal.aborted) break
         this.#down(messageOf(error))
       }
+      if (this.#isAsked) {
+        this.#isAsked = false
+        continue
+      }
+      const wait = this.#wait
+      this.#wait = Math.min(wait * 2, LONGEST_WAIT_MS)
       await this.#sleep(wait * (0.5 + Math.random() / 2))
-      wait = Math.min(wait * 2, LONGEST_WAIT_MS)
     }
     this.#down(undefined)
   }
@@ -95,6 +125,7 @@ export class PeerLink {
         const answer = await askPeer(this.agent, this.device, '/', { signal: this.#abort.signal })
         await readBody(answer, MOST_MAIL_BYTES)
         if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `${formatAddress(address)} answered ${answer.statusCode}`)
+        this.#isAsked = false
         this.#since = this.#options.clock.now()
         this.#problem = undefined
         this.#options.logger.info({ device: this.device, address: formatAddress(address) }, 'connected')

@@ -52,6 +52,8 @@ export class LabDevice {
     const { limits } = this.#options
     this.#agent = await Agent.start({
       home: this.home, name: this.name, inProcess: true,
+      // Links are the test's: devices of one lab, or of two, must not find each other by themselves.
+      discovery: false,
       listen: { host: '::1', port: this.#port },
       ...limits === undefined ? {} : { limits },
     }, { logger: this.#logger, clock: this.#clock })

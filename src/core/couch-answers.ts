@@ -1,5 +1,5 @@
 import type { ServerResponse } from 'node:http'
-import { PatchcordError } from '../core/errors.js'
+import { PatchcordError } from './errors.js'
 
 /** Answers with a JSON value of ours, as CouchDB writes one: a line of its own. A HEAD request gets the
  * same headers. Sends nothing where an answer has begun. Returns the bytes of the body that are sent. */

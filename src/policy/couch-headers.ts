@@ -1,8 +1,13 @@
-import type { IncomingHttpHeaders, OutgoingHttpHeaders } from 'node:http'
 import { PatchcordError } from '../core/errors.js'
-import type { BodyForm, PathForm } from '../policy/surface.js'
+import type { BodyForm, PathForm } from './surface.js'
 
-// Both ways by allow-list: what is not named here does not pass. Pure.
+// Both ways by allow-list: what is not named here does not pass. Pure. It is policy, because two gates read
+// it: the proxy in front of this device's CouchDB, and the bridge in front of a peer's.
+
+/** Headers as they go out, each once. */
+export type OutgoingFields = Record<string, string>
+/** Headers as Node read them. */
+export type IncomingFields = Readonly<Record<string, string | readonly string[] | undefined>>
 
 /** What goes on as it came, where its value is one a header can have. */
 const TO_COUCH = ['accept', 'accept-encoding', 'if-match', 'if-none-match', 'range', 'user-agent', 'x-couch-full-commit'] as const
@@ -10,16 +15,17 @@ const TO_COUCH = ['accept', 'accept-encoding', 'if-match', 'if-none-match', 'ran
 export interface RequestHeaderContext {
   /** The upstream's own host and port. */
   readonly host: string
-  /** The whole Authorization value of the credentials that the grant forwards with. */
-  readonly authorization: string
+  /** The whole Authorization value of the credentials that the grant forwards with; absent towards a peer,
+   * where the connection says who asks. */
+  readonly authorization?: string
   readonly bodyForm: BodyForm
 }
 
 /** The headers of the upstream request, written anew from the canonical ones. Throws `unsupported-media`
  * for a JSON body of another type, or a Content-Encoding on anything but an attachment: CouchDB gunzips
  * JSON bodies, and the check would read the wrapping. */
-export function requestHeaders (headers: ReadonlyMap<string, string>, { host, authorization, bodyForm }: RequestHeaderContext): OutgoingHttpHeaders {
-  const outgoing: OutgoingHttpHeaders = { host, authorization }
+export function requestHeaders (headers: ReadonlyMap<string, string>, { host, authorization, bodyForm }: RequestHeaderContext): OutgoingFields {
+  const outgoing: OutgoingFields = { host, ...authorization === undefined ? {} : { authorization } }
   for (const name of TO_COUCH) {
     const value = headers.get(name)
     if (value !== undefined && isHeaderValue(value)) outgoing[name] = value
@@ -27,7 +33,7 @@ export function requestHeaders (headers: ReadonlyMap<string, string>, { host, au
   return bodyForm === 'none' ? outgoing : { ...outgoing, ...framing(headers), ...media(headers, bodyForm) }
 }
 
-function framing (headers: ReadonlyMap<string, string>): OutgoingHttpHeaders {
+function framing (headers: ReadonlyMap<string, string>): OutgoingFields {
   if (headers.get('transfer-encoding') === 'chunked') return { 'transfer-encoding': 'chunked' }
   const length = headers.get('content-length') ?? '0'
   // The canonical form has checked it; a body without its framing would be read as the next request.
@@ -35,7 +41,7 @@ function framing (headers: ReadonlyMap<string, string>): OutgoingHttpHeaders {
   return { 'content-length': length }
 }
 
-function media (headers: ReadonlyMap<string, string>, form: BodyForm): OutgoingHttpHeaders {
+function media (headers: ReadonlyMap<string, string>, form: BodyForm): OutgoingFields {
   const encoding = headers.get('content-encoding')?.toLowerCase() ?? 'identity'
   const type = headers.get('content-type')
   if (form === 'attachment') {
@@ -62,8 +68,8 @@ function isPlainJson (type: string | undefined): boolean {
 const TO_CLIENT = ['content-type', 'content-length', 'content-encoding', 'etag', 'accept-ranges', 'content-range', 'content-md5', 'date'] as const
 
 /** The headers of the answer to the client. A value that no header may have is dropped, not thrown. */
-export function responseHeaders (incoming: IncomingHttpHeaders, path: PathForm): OutgoingHttpHeaders {
-  const outgoing: OutgoingHttpHeaders = { 'x-content-type-options': 'nosniff' }
+export function responseHeaders (incoming: IncomingFields, path: PathForm): OutgoingFields {
+  const outgoing: OutgoingFields = { 'x-content-type-options': 'nosniff' }
   for (const name of TO_CLIENT) {
     const value = incoming[name]
     if (typeof value === 'string' && isHeaderValue(value)) outgoing[name] = value

@@ -1,4 +1,4 @@
-import type { CouchAction } from '../policy/route.js'
+import type { CouchAction } from './route.js'
 
 /** Whether the action is a feed: an answer that may stay open for as long as nothing happens. */
 export function isFeed ({ row, target, query }: CouchAction): boolean {
