@@ -70,6 +70,9 @@ export interface Choices {
   readonly confirmI: Relation | undefined
 }
 
+/** Alters a message on its way. */
+export type Change = (bytes: Buffer, from: 'I' | 'R', nth: number) => Buffer
+
 /** One responder, one initiator and what happened to them, driven message by message. */
 export class Duet {
   readonly choices: Choices
@@ -142,24 +145,35 @@ export class Duet {
     }
   }
 
+  /** The same two at the same moment, with a future of their own. The machines' states never change. */
+  fork (): Duet {
+    const { effectsI, effectsR, sentI, sentR, toR, toI } = this
+    return Object.assign(Object.create(Duet.prototype) as Duet, this, { effectsI: [...effectsI], effectsR: [...effectsR], sentI: [...sentI], sentR: [...sentR], toR: [...toR], toI: [...toI] })
+  }
+
   /** Everything that is in flight arrives, and what that brings about, until nothing moves; `change` may alter
    * a message on its way, and is told who sent it and which it is, from 1. */
-  run (change: (bytes: Buffer, from: 'I' | 'R', nth: number) => Buffer = bytes => bytes): this {
+  run (change: Change = bytes => bytes): this {
     const readers = { I: new FrameReader(), R: new FrameReader() }
-    let [nthI, nthR] = [0, 0]
-    while (this.toR.length > 0 || this.toI.length > 0) {
-      const forR = this.toR.shift()
-      if (forR !== undefined) {
-        const { frames, broken } = readers.R.push(change(forR, 'I', ++nthI))
-        for (const frame of frames) this.tellR({ type: 'frame', session: this.session, frame })
-        if (broken) this.tellR({ type: 'broken', session: this.session })
-        continue
-      }
-      const { frames, broken } = readers.I.push(change(this.toI.shift()!, 'R', ++nthR))
-      for (const frame of frames) this.tellI({ type: 'frame', frame })
-      if (broken) this.tellI({ type: 'broken' })
-    }
+    const count = { I: 0, R: 0 }
+    while (this.toR.length > 0 || this.toI.length > 0) this.step(change, readers, count)
     return this
+  }
+
+  /** One message arrives. */
+  step (change: Change = bytes => bytes, readers = { I: new FrameReader(), R: new FrameReader() }, count = { I: 0, R: 0 }): void {
+    const forR = this.toR.shift()
+    if (forR !== undefined) {
+      const { frames, broken } = readers.R.push(change(forR, 'I', ++count.I))
+      for (const frame of frames) this.tellR({ type: 'frame', session: this.session, frame })
+      if (broken) this.tellR({ type: 'broken', session: this.session })
+      return
+    }
+    const forI = this.toI.shift()
+    if (forI === undefined) return
+    const { frames, broken } = readers.I.push(change(forI, 'R', ++count.R))
+    for (const frame of frames) this.tellI({ type: 'frame', frame })
+    if (broken) this.tellI({ type: 'broken' })
   }
 
   /** Closed ends are noticed, and time passes until nobody waits any more. */

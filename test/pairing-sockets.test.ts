@@ -438,7 +438,9 @@ await t.test('strangers at the listener', async t => {
     const socket = connect({ ...tlsOptions(context), host: '::1', port, ...options })
     socket.on('error', () => { socket.destroy() })
     socket.resume()
+    const started = performance.now()
     await gone(socket)
+    t.ok(performance.now() - started < 5000, 'at once, not when its time is over')
   }
   await fails({ maxVersion: 'TLSv1.2', minVersion: 'TLSv1.2' })
   await fails({ ALPNProtocols: ['http/1.1'] })

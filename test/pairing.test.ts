@@ -1,12 +1,13 @@
 import fc from 'fast-check'
 import t from 'tap'
+import { decodeBase32 } from '../src/core/base32.js'
 import type { DatabaseName } from '../src/core/ids.js'
 import { lvCat } from '../src/core/lv-cat.js'
 import { encodeFrame, FrameReader, MESSAGE, type MessageNumber } from '../src/pairing/frames.js'
 import { initiate, startJoining, type InitiatorState } from '../src/pairing/initiator.js'
 import { dialable, formatLink, newCode, ownAddresses, parseInvitation } from '../src/pairing/invitation.js'
-import { encodeHello, encodeRecord, encodeShare, encodeTag, parseCommit, parseHello, parseRecord, parseRefusal, parseShare, parseSignedRecord, parseTag, type PartyRecord, type Relation } from '../src/pairing/messages.js'
-import { confirmationTag, keysOf, recordTag, shareOf, type Binding } from '../src/pairing/proof.js'
+import { encodeHello, encodeRecord, encodeShare, encodeSignedRecord, encodeTag, parseCommit, parseHello, parseRecord, parseRefusal, parseShare, parseSignedRecord, parseTag, type PartyRecord, type Relation } from '../src/pairing/messages.js'
+import { confirmationTag, keysOf, recordTag, shareOf, termsOf, type Binding } from '../src/pairing/proof.js'
 import { openWindow, respond, responderDeadline } from '../src/pairing/responder.js'
 import { CONFIRM_MS, MOST_WAITING, STEP_MS, WINDOW_MS, type ResponderEffect, type ResponderState } from '../src/pairing/responder-state.js'
 import { channelBetween, Duet, framesIn, idFor, issueFor, paper, paperSelf, requestsOf, sha256 } from './pairing-fixtures.js'
@@ -49,6 +50,11 @@ await t.test('the messages are those of the design', t => {
   const keys = keysOf(binding, 'I', ownI, ownR.share)!
   t.same(m1, Buffer.concat([Buffer.from('010028', 'hex'), lvCat(Buffer.of(1), Buffer.from('code'), ownI.share)]))
   t.same(m2, Buffer.concat([Buffer.from('020021', 'hex'), lvCat(ownR.share)]))
+  t.same(termsOf(binding), {
+    prs: lvCat(Buffer.from('code'), Buffer.from('123456')),
+    ci: lvCat(Buffer.from('patchcord-pair/1'), Buffer.from('code'), decodeBase32(duet.selfI.device), decodeBase32(duet.selfR.device)),
+    sid: channelI.sid,
+  })
   t.same(body(m3), lvCat(keys.tags.I))
   t.same(body(m4), lvCat(keys.tags.R))
   const proof = Buffer.concat([m1, m2, m3, m4])
@@ -84,6 +90,36 @@ await t.test('no two equal confirmations, no pair', t => {
   t.end()
 })
 
+await t.test('a responder that lies about what was proved or agreed', t => {
+  // It knows the code, and plays its part but for one message. K makes its own tags good.
+  const plain = new Duet(YES).run()
+  const [m1, m3, m5] = plain.sentI as [Buffer, Buffer, Buffer]
+  const [m2, m4] = plain.sentR as [Buffer, Buffer]
+  const [channelI, channelR] = channelBetween('duet', plain.selfI.device, plain.selfR.device)
+  const binding: Binding = { kind: 'code', secret: Buffer.from('123456'), sid: channelI.sid, initiator: plain.selfI.device, responder: plain.selfR.device }
+  const keys = keysOf(binding, 'R', shareOf(binding, channelR.random), m1.subarray(11))!
+  const lie = (frames: Buffer[]): Duet => {
+    const duet = new Duet(YES)
+    for (const bytes of frames) duet.tellI({ type: 'frame', frame: framesIn(bytes).frames[0]! })
+    return duet
+  }
+  t.equal(lie([m2, m4]).sentI.length, 3, 'played straight, I answers with its record')
+  const wrongTag = lie([m2, encodeTag(MESSAGE.tagR, Buffer.alloc(64, 7))])
+  t.match(wrongTag.outcomeI, { failure: { reason: 'proof', by: 'us' } })
+  t.notOk(Buffer.concat(wrongTag.sentI).includes('NAME-'), 'no record leaves for a wrong tag')
+  // The tag of I, sent back as that of R.
+  t.match(lie([m2, Buffer.concat([Buffer.of(MESSAGE.tagR), m3.subarray(1)])]).outcomeI, { failure: { reason: 'proof', by: 'us' } })
+  const proof = Buffer.concat([m1, m2, m3, m4])
+  t.ok(m5.length > 100)
+  for (const [relation, role, reason] of [['peer', 'R', undefined], ['own', 'R', 'relation'], ['peer', 'I', 'garbled']] as const) {
+    const record = encodeRecord({ ...plain.selfR.record, role, relation, requests: [] })
+    const duet = lie([m2, m4, encodeSignedRecord('R', record, recordTag(keys, 'R', proof, record))])
+    t.equal(duet.effectsI.some(effect => effect.do === 'ask'), reason === undefined, `${relation} ${role}`)
+    if (reason !== undefined) t.match(duet.outcomeI, { failure: { reason, by: 'us' } })
+  }
+  t.end()
+})
+
 await t.test('a wrong code: both sides say why, nothing about a person crosses, and the code is charged', t => {
   const duet = new Duet(YES, { codeI: '123457' }).run()
   t.match(duet.outcomeI, { result: 'failed', failure: { reason: 'proof', by: 'them' } })
@@ -107,33 +143,38 @@ await t.test('no name and no CA byte leaves before both tags', t => {
 
 await t.test('flipping any byte of any message fails both sides', t => {
   for (const choices of [YES, OWN]) {
-    const plain = new Duet(choices).run()
+    // The two as they were before each message arrived: what came before need not be computed again.
+    const moments: Array<{ duet: Duet, message: Buffer }> = []
+    const plain = new Duet(choices)
+    while (plain.toR.length + plain.toI.length > 0) {
+      const [next] = [...plain.toR, ...plain.toI]
+      moments.push({ duet: plain.fork(), message: next! })
+      plain.step()
+    }
+    t.equal(moments.length, 9)
     let flips = 0
-    for (const [from, messages] of [['I', plain.sentI], ['R', plain.sentR]] as const) {
-      for (const [index, message] of messages.entries()) {
-        const last = message[0] === MESSAGE.commit ? 'M8' : message[0] === MESSAGE.done ? 'M9' : undefined
-        // Every byte of what is short; of the records, every third. Own devices differ in M5 and M8 alone.
-        if (choices === OWN && message.length < 100) continue
-        for (let at = 0; at < message.length; at += message.length > 100 ? 3 : 1) {
-          flips++
-          const duet = new Duet(choices)
-          duet.run((bytes, sender, nth) => {
-            if (sender !== from || nth !== index + 1) return bytes
-            const flipped = Buffer.from(bytes)
-            flipped[at]! ^= 1 << (at % 8)
-            return flipped
-          }).settle()
-          const name = `M${message[0]} byte ${at}`
-          // R wrote the pair down before it sent M8, and says that nobody confirmed it. I has none, or, at M9, has it.
-          if (last === 'M9') {
-            if (duet.outcomeI?.result !== 'paired' || duet.outcomeR?.confirmed !== false) t.fail(name)
-          } else if (last === 'M8') {
-            if (duet.pairI !== undefined || duet.outcomeI?.result === 'paired' || duet.outcomeR?.confirmed !== false) t.fail(name)
-          } else if (duet.pairI !== undefined || duet.pairR !== undefined || duet.outcomeI?.result !== 'failed' || duet.outcomeR?.pair !== undefined || duet.outcomeR === undefined) t.fail(name)
-        }
+    for (const { duet: before, message } of moments) {
+      for (let at = 0; at < message.length; at++) {
+        flips++
+        let isFirst = true
+        const duet = before.fork().run(bytes => {
+          if (!isFirst) return bytes
+          isFirst = false
+          const flipped = Buffer.from(bytes)
+          flipped[at]! ^= 1 << (at % 8)
+          return flipped
+        }).settle()
+        const { pairI, pairR, outcomeI, outcomeR } = duet
+        const name = `M${message[0]} byte ${at}`
+        // R wrote the pair down before it sent M8, and says that nobody confirmed it. I has none, or, at M9, has it.
+        if (message[0] === MESSAGE.done) {
+          if (outcomeI?.result !== 'paired' || outcomeR?.confirmed !== false) t.fail(name)
+        } else if (message[0] === MESSAGE.commit) {
+          if (pairI !== undefined || outcomeI?.result === 'paired' || outcomeR?.confirmed !== false) t.fail(name)
+        } else if (pairI !== undefined || pairR !== undefined || outcomeI?.result !== 'failed' || outcomeR === undefined || outcomeR.pair !== undefined) t.fail(name)
       }
     }
-    t.ok(flips > (choices === OWN ? 300 : 500), `${flips} flips`)
+    t.ok(flips > 900, `${flips} flips`)
   }
   t.end()
 })
