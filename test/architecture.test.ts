@@ -330,3 +330,14 @@ await t.test('a limit that a document names is a limit', t => {
   }
   t.end()
 })
+
+await t.test('the lock file knows every platform\'s packages', t => {
+  // npm install leaves out what the registry does not have or node_modules does not hold; `npm ci` then refuses
+  // the lock file on every platform (npm/cli#4828).
+  interface Locked { readonly version: string, readonly optionalDependencies?: Record<string, string> }
+  const { packages } = JSON.parse(readFileSync(join(TOP, 'package-lock.json'), 'utf8')) as { packages: Record<string, Locked> }
+  for (const [path, { optionalDependencies = {} }] of Object.entries(packages)) {
+    for (const name of Object.keys(optionalDependencies)) t.ok(packages[`node_modules/${name}`] ?? packages[`${path}/node_modules/${name}`], `${path} wants ${name}`)
+  }
+  t.end()
+})
