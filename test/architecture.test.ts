@@ -92,7 +92,7 @@ const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why:
   '@noble/curves': [['pairing'], 'CPace over ristretto255'],
   'http-proxy': [['couch'], 'the way to CouchDB'],
   'commander': [['cli'], 'command lines'],
-  'uqr': [['cli'], 'the QR of a pairing code, on a terminal'],
+  'uqr': [['cli'], 'the QR code of a pairing link, drawn in the terminal'],
   'pouchdb-core': [['embedded', 'sync'], 'embedded stores with it, sync replicates with it; each types the part it calls'],
   'pouchdb-adapter-leveldb': [['embedded'], 'the store of the embedded database'],
   'pouchdb-adapter-http': [['sync'], 'both ends of a pull are reached over HTTP'],

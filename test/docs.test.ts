@@ -182,3 +182,18 @@ await t.test('what a schema cannot say, parseEnv does', t => {
   t.match(problemOf(full), /must be at most 65536 bytes of JSON/)
   t.end()
 })
+
+await t.test('every promise of THREATS.md is held by a test that exists', t => {
+  const text = readFileSync(new URL('../../THREATS.md', import.meta.url), 'utf8')
+  const promises = text.split('\n').filter(line => line.startsWith('| ') && !line.startsWith('| promise') && !line.startsWith('| ---'))
+  t.ok(promises.length > 20)
+  for (const promise of promises) {
+    const held = [...promise.matchAll(/`([a-z-]+): "([^`]+)"`/g)]
+    t.ok(held.length > 0, promise.slice(0, 80))
+    for (const [, file, name] of held) {
+      const source = readFileSync(new URL(`../../test/${file}.test.ts`, import.meta.url), 'utf8')
+      t.ok(source.includes(`t.test('${name}'`), `${file}: ${name}`)
+    }
+  }
+  t.end()
+})

@@ -1,4 +1,5 @@
-import { spawn } from 'node:child_process'
+import { createHook } from 'node:async_hooks'
+import { spawn, type ChildProcessWithoutNullStreams } from 'node:child_process'
 import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
 import { mkdir, mkdtemp, readFile, rm, truncate, writeFile } from 'node:fs/promises'
@@ -6,15 +7,22 @@ import { createServer as createHttpServer, request as httpRequest, type Incoming
 import { connect as connectTcp, type AddressInfo, type Socket } from 'node:net'
 import { networkInterfaces, tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { TLSSocket } from 'node:tls'
+import { fileURLToPath } from 'node:url'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import fc from 'fast-check'
 import t from 'tap'
+import { PatchcordError } from '../src/core/errors.js'
 import type { ContentId, DatabaseName } from '../src/core/ids.js'
 import { silentLogger } from '../src/core/log.js'
 import { isRefusal } from '../src/identity/admission.js'
 import { readLeaf } from '../src/identity/leaf.js'
-import { DEFAULT_LIMITS, type ServerEnv, type ServerUpdate } from '../src/index.js'
+import { DEFAULT_LIMITS, startServer, type ServerEnv, type ServerUpdate } from '../src/index.js'
 import { Connections } from '../src/server/connections.js'
+import { readLines } from '../src/server/control-channel.js'
 import { Dispatch } from '../src/server/dispatch.js'
 import { parseEnv } from '../src/server/env.js'
 import { Sources } from '../src/server/sources.js'
@@ -22,7 +30,7 @@ import { buildState } from '../src/server/state.js'
 import { answerText, RawUpstream } from './couch-fixtures.js'
 import { ManualClock } from './fixtures/manual-clock.js'
 import { basicConstraints, EKU, extendedKeyUsage, idOf, keyUsage, makePki, p256Key, toPem, YEAR_MS } from './fixtures/mint.js'
-import { ask, Client, device, envOf, eventually, friend, friendDevice, get, GRANTS, head, keyPem, laptop, serverId, serverIdentity, serverKey, start, strangerDevice, writer, type Credential } from './fixtures/server-world.js'
+import { ask, Client, device, envOf, eventually, friend, friendDevice, get, GRANTS, head, keyPem, laptop, serverId, serverIdentity, serverKey, start, strangerDevice, user, writer, type Credential } from './fixtures/server-world.js'
 
 type Device = typeof serverId
 type Shown = Pick<Credential, 'key' | 'cert'>
@@ -289,7 +297,7 @@ const BIG = 'a'.repeat(52) as ContentId
 const BIG_BYTES = 64 * 1024 * 1024
 
 /** A store with one sparse file of 64 MiB, recorded for `shared`, and two small ones. */
-async function startStore (t: { teardown (fn: () => unknown): void }): Promise<{ root: string, put (id: string, content: string | number, records?: string[]): Promise<void> }> {
+async function startStore (t: { teardown (fn: () => unknown): void }): Promise<{ readonly root: string, readonly put: (id: string, content: string | number, records?: string[]) => Promise<void> }> {
   const root = await mkdtemp(join(tmpdir(), 'patchcord-server-'))
   t.teardown(() => rm(root, { recursive: true, force: true }))
   const put = async (id: string, content: string | number, records?: string[]): Promise<void> => {
@@ -527,7 +535,7 @@ await t.test('a request that waits for facts while they change is decided by wha
 // ---- 4. limits
 
 await t.test('the port takes in so many that are not yet admitted, and no more', async t => {
-  const { port } = await start(t, { limits: { handshakes: 8, handshakeMs: 600 } })
+  const { port } = await start(t, { limits: { handshakes: 8, handshakeMs: 1500 } })
   const open = async (): Promise<{ socket: Socket, closed: boolean }> => {
     const knocking = { socket: connectTcp(port, '::1'), closed: false }
     knocking.socket.on('error', () => undefined).once('close', () => { knocking.closed = true }).resume()
@@ -542,12 +550,11 @@ await t.test('the port takes in so many that are not yet admitted, and no more',
   await sleep(30)
   const served = new Client(port, laptop).write(get('/'))
   t.ok(await served.answers(1), 'one that leaves makes room')
-  const admitted = await Promise.all(Array.from({ length: 12 }, async (_, at) => {
-    await sleep(at * 15)
-    const client = new Client(port, laptop).write(get('/'))
-    await client.answers(1)
-    return client
-  }))
+  const admitted: Client[] = []
+  for (let at = 0; at < 12; at++) {
+    admitted.push(new Client(port, laptop).write(get('/')))
+    await admitted[at]!.answers(1)
+  }
   t.strictSame(admitted.map(({ statuses }) => statuses), Array.from({ length: 12 }, () => [200]), 'who is admitted no longer counts')
   t.ok(await eventually(() => silent.every(({ closed }) => closed)), 'a handshake has so much time')
   for (const client of [served, ...admitted]) client.end()
@@ -652,11 +659,471 @@ await t.test('a client that takes nothing of its answers is cut', async t => {
   client.socket.pause()
   let sent = 0
   do {
-    if (client.write(get('/mail'))) sent++
+    client.write(get('/mail'))
+    sent++
   } while (await eventually(() => log.requests().length === sent, 200))
   const remotePort = client.socket.localPort!
   t.ok(await heldFor(port, remotePort) > 0)
   clock.advance(1000)
   client.socket.resume()
   t.ok(await client.ended())
+})
+
+// ---- 5. files, mail, and who this is
+
+/** What a client can tell two answers apart by: everything but the time. */
+const seen = ({ status, rawHeaders, text }: Awaited<ReturnType<typeof ask>>): unknown => [status, rawHeaders.filter((_, at) => rawHeaders[at - at % 2] !== 'Date'), text]
+
+const ids = (letters: string): ContentId[] => letters.split('').map(letter => letter.repeat(51) + 'a' as ContentId)
+
+await t.test('files: own devices read all, a peer what is recorded for it, and the rest is not there', async t => {
+  const { root, put } = await startStore(t)
+  const [recorded, secret, lent, absent, large] = ids('bcdef') as [ContentId, ContentId, ContentId, ContentId, ContentId]
+  await put(recorded, 'recorded file', ['other', 'shared'])
+  await put(secret, 'secret file', ['secret'])
+  await put(lent, 'lent file')
+  await put(large, 3 * 1_048_576, ['shared'])
+  const clock = new ManualClock(Date.now())
+  const { port, server, log } = await start(t, { files: { root }, lent: [{ device: friendDevice.id, files: [lent], until: new Date(clock.now() + 60_000).toISOString() }] }, { clock })
+  const nothing = seen(await ask(port, friendDevice, `/files/${absent}`))
+  t.match(nothing, [404])
+  for (const method of ['GET', 'HEAD']) {
+    const missing = seen(await ask(port, friendDevice, `/files/${absent}`, { method }))
+    for (const path of [secret, `${secret}/leaves`, `${secret}/records`, `${recorded}/records`, `${absent}/records`, `${absent}/leaves`, `${recorded}/other`]) {
+      t.strictSame(seen(await ask(port, friendDevice, `/files/${path}`, { method })), missing, `${method} ${path.slice(0, 1)}…${path.slice(52)} is the same 404 as what is absent`)
+      t.strictSame(seen(await ask(port, friendDevice, `/files/${path}`, { method, headers: { range: 'bytes=0-0', 'if-none-match': '*' } })), missing)
+    }
+  }
+  for (const path of ['/files', '/files/', '/files/x', `/files/${recorded}/`, `/files/${recorded.toUpperCase()}`, `/files/${recorded}/leaves/x`]) t.equal((await ask(port, laptop, path)).status, 404, path)
+  for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS']) t.equal((await ask(port, laptop, `/files/${recorded}`, { method })).status, 404, method)
+  t.equal((await ask(port, writer, `/files/${lent}`)).status, 404, 'lent to another device')
+
+  t.match(await ask(port, friendDevice, `/files/${recorded}`), { status: 200, text: 'recorded file', headers: { etag: `"${recorded}"`, 'accept-ranges': 'bytes', 'cache-control': /private, immutable/ } })
+  t.match(await ask(port, friendDevice, `/files/${recorded}`, { headers: { range: 'bytes=9-' } }), { status: 206, text: 'file', headers: { 'content-range': 'bytes 9-12/13' } })
+  t.match(await ask(port, friendDevice, `/files/${recorded}`, { headers: { range: 'bytes=13-' } }), { status: 416, headers: { 'content-range': 'bytes */13' } })
+  t.match(await ask(port, friendDevice, `/files/${recorded}`, { headers: { range: 'bytes=0-0, 2-3' } }), { status: 200, text: 'recorded file' })
+  t.match(await ask(port, friendDevice, `/files/${recorded}`, { headers: { 'if-none-match': `"${recorded}"` } }), { status: 304, text: '' })
+  t.match(await ask(port, friendDevice, `/files/${recorded}`, { method: 'HEAD' }), { status: 200, text: '', headers: { 'content-length': '13' } })
+  const leaves = await ask(port, friendDevice, `/files/${large}/leaves`)
+  t.match(leaves, { status: 200, headers: { 'patchcord-file-size': String(3 * 1_048_576) } })
+  t.strictSame(leaves.body, Buffer.alloc(96, 7))
+  for (const id of [recorded, secret, lent]) t.match(await ask(port, laptop, `/files/${id}`), { status: 200 })
+  t.strictSame(JSON.parse((await ask(port, laptop, `/files/${recorded}/records`)).text), { databases: ['other', 'shared'] })
+  t.strictSame(JSON.parse((await ask(port, laptop, `/files/${lent}/records`)).text), { databases: [] })
+
+  t.match(await ask(port, friendDevice, `/files/${lent}`), { status: 200, text: 'lent file' })
+  clock.advance(59_999)
+  t.equal((await ask(port, friendDevice, `/files/${lent}`)).status, 200)
+  clock.advance(1)
+  t.strictSame(seen(await ask(port, friendDevice, `/files/${lent}`)), nothing, 'a loan that ended')
+  await server.update({ grants: { ...GRANTS, own: { databases: {}, files: 'referenced' } } })
+  t.equal((await ask(port, laptop, `/files/${secret}`)).status, 404, 'own devices only where their grant says all')
+  t.notOk(log.text().includes('secret file'))
+})
+
+await t.test('without a store there are no files', async t => {
+  const { port } = await start(t)
+  t.equal((await ask(port, laptop, `/files/${BIG}`)).status, 404)
+  t.equal((await ask(port, friendDevice, `/files/${BIG}/leaves`)).status, 404)
+  t.equal((await ask(port, laptop, `/files/${BIG}/records`)).status, 404)
+})
+
+await t.test('mail is for one device, and waits for something new', async t => {
+  const clock = new ManualClock(Date.now())
+  const { port, server } = await start(t, { mail: { [laptop.id]: { shares: ['for the laptop'] } }, limits: { mailPollMs: 30_000 } }, { clock })
+  t.equal((await ask(port, laptop, '/mail', { method: 'HEAD' })).status, 404)
+  t.equal((await ask(port, laptop, '/mail', { method: 'POST', body: '{}' })).status, 404, 'nobody posts anything here')
+  t.equal((await ask(port, laptop, '/mail/')).status, 404)
+  t.equal((await ask(port, laptop, `/mail/${laptop.id}`)).status, 404)
+  const others = await ask(port, friendDevice, '/mail')
+  t.match(others, { status: 200, text: '{}\n' })
+  t.strictSame(await ask(port, writer, '/mail').then(({ text }) => text), '{}\n')
+  const first = await ask(port, laptop, '/mail')
+  t.match(first, { status: 200, text: '{"shares":["for the laptop"]}\n', headers: { etag: /^"[\w-]{43}"$/, 'cache-control': 'private, no-cache' } })
+  const etag = first.headers.etag!
+  t.equal((await ask(port, laptop, '/mail', { headers: { 'if-none-match': '"another"' } })).status, 200)
+
+  const poll = (credential = laptop, tag = etag): { done: boolean, answer: Promise<Awaited<ReturnType<typeof ask>>> } => {
+    const waiting = { done: false, answer: ask(port, credential, '/mail', { headers: { 'if-none-match': tag } }) }
+    waiting.answer.then(() => { waiting.done = true }, () => { waiting.done = true })
+    return waiting
+  }
+  const quiet = poll()
+  await sleep(60)
+  t.notOk(quiet.done)
+  clock.advance(29_999)
+  await sleep(20)
+  t.notOk(quiet.done)
+  clock.advance(1)
+  t.match(await quiet.answer, { status: 304, text: '', headers: { etag } }, 'nothing new in mailPollMs')
+
+  const [mine, theirs] = [poll(), poll(friendDevice, others.headers.etag!)]
+  await sleep(60)
+  t.strictSame(await server.update({ mail: { [laptop.id]: { shares: ['for the laptop'] }, [writer.id]: { n: 1 } } }), { cut: 0 })
+  await sleep(30)
+  t.notOk(mine.done || theirs.done, 'mail for somebody else wakes nobody')
+  await server.update({ mail: { [laptop.id]: { shares: ['news'] } } })
+  t.match(await mine.answer, { status: 200, text: '{"shares":["news"]}\n' })
+  t.notOk(theirs.done)
+  await sleep(30)
+  const timers = clock.timers
+  const leaving = new Client(port, friendDevice).write(get('/mail', `If-None-Match: ${others.headers.etag!}`))
+  t.ok(await eventually(() => clock.timers > timers))
+  leaving.end()
+  t.ok(await eventually(() => clock.timers <= timers), 'who leaves leaves no timer behind')
+  t.strictSame(await server.update({ revoked: [friendDevice.id] }), { cut: 1 })
+  await t.rejects(theirs.answer, 'a poll ends with its device')
+})
+
+await t.test('GET / says who this is, and what the caller is to it', async t => {
+  const { port } = await start(t)
+  t.strictSame(JSON.parse((await ask(port, laptop, '/')).text), { patchcord: 1, device: serverId, user: idOf(user.spki), you: { device: laptop.id, relation: 'own' } })
+  t.strictSame(JSON.parse((await ask(port, friendDevice, '/')).text), { patchcord: 1, device: serverId, user: idOf(user.spki), you: { device: friendDevice.id, relation: 'peer' } })
+  t.match(await ask(port, laptop, '/', { method: 'HEAD' }), { status: 200, text: '', headers: { 'content-length': /^\d\d\d$/ } })
+  t.match(await ask(port, laptop, '/x'), { status: 404, text: '{"error":"not_found","reason":"missing"}\n' })
+})
+
+// ---- 6. couch
+
+await t.test('couch: absent and not granted are the same bytes, and a reader cannot write', async t => {
+  const upstream = await startEndless(t)
+  upstream.answer((socket, { target }) => {
+    if (target.startsWith('/secret') || target.startsWith('/shared')) socket.write(answerText('200 OK', ['Content-Type: application/json', 'Set-Cookie: a=b', 'Server: CouchDB'], '{"here":true}\n'))
+    else socket.write(answerText('404 Object Not Found', ['Content-Type: application/json', 'Server: CouchDB'], '{"error":"not_found","reason":"Database does not exist."}\n'))
+  })
+  const { port, server } = await start(t, { couch: couchAt(upstream) })
+  for (const method of ['GET', 'HEAD']) {
+    const missing = seen(await ask(port, friendDevice, '/couch/absent', { method }))
+    t.match(missing, [404])
+    for (const path of ['secret', 'secret/doc', 'secret/_all_docs', 'secret/_changes', '_users', '_replicator', '_session', '_up', 'shared/_security', 'shared/_shards', 'shared/_design/a/_show/b', 'shared/_design/a/_view', 'absent/doc', '_all_dbs/x', 'SHARED']) {
+      t.strictSame(seen(await ask(port, friendDevice, `/couch/${path}`, { method })), missing, `${method} /couch/${path}`)
+    }
+    t.equal(upstream.requests.filter(({ target }) => target !== '/absent').length, 0, 'none of it reached CouchDB')
+    t.strictSame(seen(await ask(port, laptop, '/couch/absent', { method })), missing, 'what CouchDB itself does not have, too')
+  }
+  for (const [method, path, status] of [
+    ['PUT', 'shared/doc', 403], ['DELETE', 'shared/doc', 403], ['POST', 'shared', 403], ['POST', 'shared/_bulk_docs', 403], ['PUT', 'shared/doc/file', 403], ['POST', 'shared/_find', 403], ['GET', 'shared/_design/a/_view/b', 403],
+    ['DELETE', 'shared', 404], ['PUT', 'shared', 404], ['PUT', 'shared/_design/a', 404], ['DELETE', 'shared/_local/a', 404], ['COPY', 'shared/doc', 404], ['PATCH', 'shared/doc', 404],
+  ] as const) {
+    t.equal((await ask(port, friendDevice, `/couch/${path}`, { method, ...method === 'PUT' || method === 'POST' ? { body: '{}' } : {} })).status, status, `${method} ${path} for a reader`)
+  }
+  t.equal((await ask(port, friendDevice, '/couch/shared/_changes?filter=ddoc/name')).status, 400)
+
+  t.match(await ask(port, friendDevice, '/couch/'), { status: 200, text: /"couchdb":"Welcome"/ })
+  t.equal((await ask(port, friendDevice, '/couch/_all_dbs')).text, '["shared"]\n')
+  t.equal((await ask(port, laptop, '/couch/_all_dbs')).text, '["notes","secret","shared"]\n')
+  t.match(await ask(port, laptop, '/couch/_all_dbs', { method: 'HEAD' }), { status: 200, text: '' })
+  t.strictSame(upstream.requests.map(({ target }) => target), ['/absent', '/absent'], 'all of these were answered here')
+
+  const headers = { authorization: 'Basic YWRtaW46YWRtaW4=', cookie: 'AuthSession=x', 'x-auth-couchdb-username': 'admin', 'x-auth-couchdb-roles': '_admin', 'x-forwarded-for': '1.2.3.4' }
+  const answer = await ask(port, friendDevice, '/couch/shared/a%2Fb?rev=1-a', { headers })
+  t.match(answer, { status: 200, text: '{"here":true}\n' })
+  t.strictSame([answer.headers['set-cookie'], answer.headers['server']], [undefined, undefined])
+  t.match(await ask(port, writer, '/couch/shared/doc', { method: 'PUT', body: '{"a":1}', headers }), { status: 200 })
+  t.match(await ask(port, laptop, '/couch/secret', { headers }), { status: 200 })
+  const basic = (text: string): string => `Basic ${Buffer.from(text).toString('base64')}`
+  const forwarded = upstream.requests.filter(({ target }) => target !== '/absent').map(({ method, target, headers }) => [method, target, headers.get('authorization')])
+  t.strictSame(forwarded.map(String).toSorted(), [
+    ['GET', '/secret', basic('own-user:own-password')],
+    ['GET', '/shared/a%2Fb?rev=1-a', basic('friend-user:friend-password')],
+    ['PUT', '/shared/doc', basic('writer-user:writer-password')],
+  ].map(String))
+  t.notMatch(upstream.bytes, /YWRtaW46|AuthSession|x-auth|forwarded/i)
+
+  await server.update({ couch: { ...couchAt(upstream), credentials: { friend: { username: 'new', password: 'pass' } } } })
+  await ask(port, friendDevice, '/couch/shared')
+  t.ok(upstream.requests.some(({ headers }) => headers.get('authorization') === basic('new:pass')), 'credentials are those of the moment')
+  t.match(await ask(port, laptop, '/couch/secret'), { status: 502 }, 'a grant without credentials reaches nothing')
+  t.equal((await ask(port, laptop, '/couch/secret')).text.includes('own-'), false)
+})
+
+// ---- 9. the log
+
+await t.test('the log has a line for each request, and nothing secret in any', async t => {
+  const upstream = await startEndless(t)
+  const { port, log, server } = await start(t, { couch: couchAt(upstream) })
+  const body = '{"docs":[{"_id":"_design/BODYSECRET","x":"BODYSECRET"}]}'
+  const asked: Array<[method: string, path: string, expected: Record<string, unknown>, body?: string]> = [
+    ['GET', '/', { action: 'self', decision: 'self', status: 200 }],
+    ['GET', '/mail', { action: 'mail', decision: 'mail', status: 200 }],
+    ['GET', '/PATHSECRET', { decision: 'no action', status: 404 }],
+    ['GET', '/couch/shared/PATHSECRET?rev=1-QUERYSECRET', { action: 'read a document in shared', decision: 'couch: read a document', status: 200, bytes: 3 }],
+    ['GET', '/couch/shared/_changes?QUERYSECRET=1', { status: 400 }],
+    ['GET', '/couch/shared/doc?token=QUERYSECRET', { status: 400 }],
+    ['POST', '/couch/shared/_bulk_docs', { action: 'write many documents in shared', status: 403 }, body],
+    ['POST', '/couch/shared/_bulk_docs', { status: 400 }, '{"docs":BODYSECRET}'],
+    ['GET', `/files/${BIG}`, { action: `file ${BIG}`, status: 404 }],
+    ['HEAD', '/nothing', { status: 404, bytes: 0 }],
+  ]
+  const answers: number[] = []
+  for (const [method, path, , sent] of asked) {
+    const answer = await ask(port, writer, path, { method, headers: { authorization: 'Basic HEADERSECRET', cookie: 'HEADERSECRET' }, ...sent === undefined ? {} : { body: sent } })
+    answers.push(answer.body.length)
+    t.notMatch(answer.text, /HEADERSECRET|-password/, `${method} ${path.slice(0, 20)}`)
+  }
+  t.ok(await eventually(() => log.requests().length === asked.length))
+  log.requests().forEach((line, at) => {
+    t.match(line, { ...asked[at]![2], device: writer.id, bytes: answers[at]!, connection: Number, ms: Number, decision: String }, `${asked[at]![0]} ${asked[at]![1].slice(0, 20)}`)
+  })
+  await server.update({ couch: { ...couchAt(upstream), credentials: { writer: { username: 'u', password: 'CREDENTIALSECRET' } } }, identity: serverIdentity() })
+  await ask(port, writer, '/couch/shared')
+  await t.rejects(server.update({ couch: { url: 'http://u:CREDENTIALSECRET@example.org', databases: [], credentials: {} } }))
+  t.notMatch(log.text(), /HEADERSECRET|-password|CREDENTIALSECRET|BODYSECRET|PRIVATE KEY|QUERYSECRET|PATHSECRET/)
+})
+
+// ---- 7. the executable
+
+const SCRIPT = fileURLToPath(new URL('../src/bin/patchcord-server.js', import.meta.url))
+
+interface Child {
+  readonly process: ChildProcessWithoutNullStreams
+  readonly out: () => string[]
+  readonly errors: () => string
+  /** The exit code, or the signal that ended it. */
+  readonly exited: Promise<number | NodeJS.Signals>
+}
+
+function run (t: { teardown (fn: () => unknown): void }): Child {
+  const child = spawn(process.execPath, [SCRIPT], { env: {}, stdio: 'pipe' })
+  let [out, errors] = ['', '']
+  child.stdout.on('data', (chunk: Buffer) => { out += chunk.toString() })
+  child.stderr.on('data', (chunk: Buffer) => { errors += chunk.toString() })
+  child.stdin.on('error', () => undefined)
+  const exited = once(child, 'close').then(([code, signal]) => (code ?? signal) as number | NodeJS.Signals)
+  t.teardown(async () => {
+    child.kill('SIGKILL')
+    await exited
+  })
+  return { process: child, out: () => out.split('\n').slice(0, -1), errors: () => errors, exited }
+}
+
+const line = (value: unknown): string => `${JSON.stringify(value)}\n`
+const PASSWORD = 'a-password-nobody-may-see'
+
+await t.test('patchcord-server reads its env, says where it listens, and takes updates by number', async t => {
+  const { root } = await startStore(t)
+  const child = run(t)
+  child.process.stdin.write(line(envOf({ listen: [{ host: '::1', port: 0 }, { host: '::1', port: 0 }], files: { root }, couch: { url: 'http://127.0.0.1:9', databases: [], credentials: { own: { username: 'u', password: PASSWORD } } } })))
+  t.ok(await eventually(() => child.out().length === 1, 10_000))
+  const ready = JSON.parse(child.out()[0]!) as { listen: Array<{ host: string, port: number }> }
+  t.match(ready, { event: 'ready', device: serverId, listen: [{ host: '::1', port: Number }, { host: '::1', port: Number }] })
+  const [{ port }, { port: second }] = ready.listen as unknown as [{ port: number }, { port: number }]
+  t.equal((await ask(second, laptop, '/')).status, 200)
+  const cut = new Client(port, friendDevice).write(get('/'))
+  t.ok(await cut.answers(1))
+  const messages: Array<[sent: string, expected: object]> = [
+    [line({ op: 'update', seq: 7, revoked: [friendDevice.id] }), { event: 'updated', seq: 7, cut: 1 }],
+    [line({ op: 'update', seq: 8, revoked: ['x'] }), { event: 'refused-update', seq: 8, reason: 'update: revoked.0 must be a device ID: 52 characters of a-z and 2-7' }],
+    [line({ op: 'update', seq: 9, listen: [] }), { event: 'refused-update', seq: 9, reason: 'update: listen is not a known field' }],
+    [line({ op: 'stop', seq: 10 }), { event: 'refused-update', seq: 10, reason: 'update: op must be "update" and seq a number' }],
+    [line({ op: 'update', seq: '11' }), { event: 'refused-update', seq: null }],
+    [`{"op":"update","seq":12,"identity":"${PASSWORD}\n`, { event: 'refused-update', seq: null, reason: 'update: is not JSON' }],
+    ['[]\n', { event: 'refused-update', seq: null }],
+    ['null\n', { event: 'refused-update', seq: null }],
+    [line({ op: 'update', seq: 13 }), { event: 'updated', seq: 13, cut: 0 }],
+  ]
+  // All at once: each is answered, in its order.
+  child.process.stdin.write(messages.map(([sent]) => sent).join(''))
+  t.ok(await eventually(() => child.out().length === messages.length + 1))
+  child.out().slice(1).forEach((answer, at) => { t.match(JSON.parse(answer), messages[at]![1], messages[at]![0].slice(0, 60)) })
+  t.ok(await cut.ended(100))
+
+  child.process.kill('SIGINT')
+  await sleep(100)
+  t.equal((await ask(port, laptop, '/')).status, 200, 'SIGINT is for the agent')
+  const idle = new Client(port, laptop).write(get('/'))
+  const reading = new Client(port, laptop)
+  t.ok(await idle.answers(1))
+  reading.write(get(`/files/${BIG}`))
+  await once(reading.socket, 'data')
+  child.process.stdin.end()
+  t.equal(await child.exited, 0, 'the end of stdin stops it')
+  t.ok(await idle.ended() && await reading.ended())
+  t.ok(reading.bytes > BIG_BYTES, 'what ran was let end')
+  t.notMatch(child.out().join() + child.errors(), new RegExp(`${PASSWORD}|PRIVATE KEY`))
+  t.ok(child.errors().split('\n').slice(0, -1).every(text => text.startsWith('{')), 'the log is JSON lines')
+})
+
+await t.test('SIGTERM stops it, also before it has an env', async t => {
+  const [waiting, running] = [run(t), run(t)]
+  running.process.stdin.write(line(envOf()))
+  t.ok(await eventually(() => running.out().length === 1, 10_000))
+  // Until it has said that it wants the signal, the system ends it by its own rules.
+  const catches = async (): Promise<boolean> => ((BigInt(`0x${/SigCgt:\s*(\w+)/.exec(await readFile(`/proc/${waiting.process.pid}/status`, 'utf8'))![1]!}`) >> 14n) & 1n) === 1n
+  while (!await catches()) await sleep(10)
+  await sleep(50)
+  running.process.kill('SIGTERM')
+  waiting.process.kill('SIGTERM')
+  t.equal(await running.exited, 0)
+  t.equal(await waiting.exited, 0)
+})
+
+await t.test('a bad env is one line that names the field, and nothing listens', async t => {
+  const busy = await start(t)
+  const good = envOf({ couch: { url: 'http://127.0.0.1:9', databases: [], credentials: { own: { username: 'u', password: PASSWORD } } } })
+  const { identity, ...noIdentity } = good
+  const other = keyPem(p256Key().privateKey)
+  const rows: Array<[what: string, bytes: string, says: RegExp, code?: number]> = [
+    ['nothing', '', /stdin held no env \(write it as one line of JSON/],
+    ['an empty line', '\n', /env: is not JSON/],
+    ['malformed', `{"password":"${PASSWORD}",\n`, /env: is not JSON/],
+    ['half a line', line(good).slice(0, -1), /stdin ended in the middle of a line/],
+    ['no object', '17\n', /env: must be an object/],
+    ['no identity', line(noIdentity), /env: identity is missing/],
+    ['no userCa', line({ ...good, identity: { ...identity, userCa: undefined } }), /identity\.userCa is missing/],
+    ['an unknown field', line({ ...good, [`x${1}`]: PASSWORD }), /env: x1 is not a known field/],
+    ['an unknown limit', line({ ...good, limits: { heads: 1 } }), /limits\.heads is not a known field/],
+    ['a wrong type', line({ ...good, listen: '::1' }), /env: listen must be a list/],
+    ['a wrong version', line({ ...good, version: 2 }), /version must be 1/],
+    ['a limit of 0', line({ ...good, limits: { headMs: 0 } }), /limits\.headMs must be at least 1/],
+    ['a time that no timer takes', line({ ...good, limits: { idleMs: 2 ** 31 } }), /limits\.idleMs must be at most 2147483647/],
+    ['IPv4', line({ ...good, listen: [{ host: '127.0.0.1', port: 0 }] }), /listen\.0\.host must be a literal IPv6 address/],
+    ['a name', line({ ...good, listen: [{ host: 'localhost', port: 0 }] }), /listen\.0\.host must be a literal IPv6 address/],
+    ['link-local without its interface', line({ ...good, listen: [{ host: 'fe80::1', port: 0 }] }), /listen\.0\.host must name the interface/],
+    ['nowhere', line({ ...good, listen: [] }), /listen must hold at least one address/],
+    ['another key', line({ ...good, identity: { ...identity, key: other } }), /identity\.key and identity\.certificates do not belong together/],
+    ['a broken key', line({ ...good, identity: { ...identity, key: identity.key.replace('M', '!') } }), /identity\.key and identity\.certificates/],
+    ['a device for a CA', line({ ...good, identity: { ...identity, userCa: laptop.cert } }), /identity\.userCa: /],
+    ['a grant that does not exist', line({ ...good, whitelist: [{ name: 'x', device: laptop.id, grant: 'nobody' }] }), /whitelist\.0\.grant names a grant/],
+    ['a pattern for a friend', line({ ...good, grants: { ...GRANTS, friend: { databases: { '*': 'read' }, files: 'referenced' } } }), /grants\.friend\.databases/],
+    ['couch elsewhere', line({ ...good, couch: { ...good.couch, url: `http://u:${PASSWORD}@10.0.0.1:5984` } }), /couch\.url is not a literal loopback address/],
+    ['a user name with a colon', line({ ...good, couch: { ...good.couch, credentials: { own: { username: 'a:b', password: PASSWORD } } } }), /couch\.credentials\.own\.username/],
+    ['a password of another type', line({ ...good, couch: { ...good.couch, credentials: { own: { username: 'a', password: [PASSWORD] } } } }), /couch\.credentials\.own\.password must be a string/],
+    ['files by a relative path', line({ ...good, files: { root: 'files' } }), /files\.root must be an absolute path/],
+    ['a port in use', line({ ...good, listen: [{ host: '::1', port: 0 }, { host: '::1', port: busy.port }] }), /port \d+ is in use/, 1],
+  ]
+  for (let at = 0; at < rows.length; at += 4) {
+    await Promise.all(rows.slice(at, at + 4).map(async ([what, bytes, says, code = 2]) => {
+      const child = run(t)
+      child.process.stdin.end(bytes)
+      t.equal(await child.exited, code, `${what}: exit ${code}`)
+      t.match(child.errors(), says, what)
+      t.match(child.errors(), /^patchcord-server: [^\n]+ \([^\n]+\)\n$/, `${what}: one line, with a hint`)
+      t.strictSame(child.out(), [], `${what}: never ready`)
+      t.notOk(child.errors().includes(PASSWORD) || child.errors().includes(other.slice(60, 100)) || child.errors().includes(identity.key.slice(60, 100)), `${what}: nothing secret`)
+    }))
+  }
+})
+
+await t.test('lines are whole, and bounded', async t => {
+  const lines = async (chunks: Array<string | Buffer>, most?: number): Promise<string[]> => {
+    const read: string[] = []
+    for await (const text of readLines(Readable.from(chunks.map(chunk => Buffer.from(chunk as string)), { objectMode: false }), most)) read.push(text)
+    return read
+  }
+  t.strictSame(await lines([]), [])
+  t.strictSame(await lines(['a\nb', 'c', '\n', '\n']), ['a', 'bc', ''])
+  t.strictSame(await lines([Buffer.from('\u00e4\n').subarray(0, 1), Buffer.from('\u00e4\n').subarray(1)]), ['\u00e4'], 'a character may be cut')
+  t.strictSame(await lines(['12345\n', '12345\n'], 5), ['12345', '12345'])
+  await t.rejects(lines(['123456\n'], 5), { code: 'bad-env', message: /longer than 5 bytes/ })
+  await t.rejects(lines(['123', '456'], 5), { code: 'bad-env', message: /longer than 5 bytes/ })
+  await t.rejects(lines(['a\nb']), { code: 'bad-env', message: /middle of a line/ })
+  let taken = 0
+  const endless = Readable.from((function * () { for (;;) { taken++; yield Buffer.alloc(1000, 120) } })(), { objectMode: false })
+  await t.rejects((async () => { for await (const text of readLines(endless, 10_000)) t.fail(text) })(), { code: 'bad-env' })
+  t.ok(taken < 100, 'a line without an end is not read to it')
+})
+
+await t.test('an env that was changed anywhere is taken or refused by its field, and quoted nowhere', t => {
+  const good = { ...envOf({ couch: { url: 'http://127.0.0.1:9', databases: ['shared' as DatabaseName], credentials: { own: { username: 'u', password: PASSWORD } } }, mail: { [laptop.id]: { text: PASSWORD } }, lent: [{ device: laptop.id, files: [BIG], until: '2030-01-01T00:00:00Z' }], files: { root: '/x' }, limits: { headMs: 1 }, log: { level: 'info' } }) }
+  const paths: Array<Array<string | number>> = []
+  const walk = (value: unknown, path: Array<string | number>): void => {
+    paths.push(path)
+    if (value !== null && typeof value === 'object') for (const [name, inner] of Object.entries(value)) walk(inner, [...path, name])
+  }
+  walk(good, [])
+  const keyBytes = good.identity.key.split('\n').slice(1, -2)
+  // Each may stand anywhere: among them secrets where none belongs.
+  const values = fc.oneof(fc.jsonValue(), fc.constantFrom<unknown>(undefined, PASSWORD, good.identity.key, { [PASSWORD.replaceAll('-', '')]: 1 }, [PASSWORD], -1, 1e300, '', '*', '__proto__', { username: PASSWORD, password: 1 }, user.pem, laptop.cert, good.identity))
+  let [taken, refused] = [0, 0]
+  fc.assert(fc.property(fc.constantFrom(...paths), values, (path, value) => {
+    const env = structuredClone(good) as Record<string | number, unknown>
+    let at = env
+    for (const step of path.slice(0, -1)) at = at[step] as Record<string | number, unknown>
+    if (path.length > 0) at[path.at(-1)!] = value
+    try {
+      buildState(parseEnv(path.length === 0 ? value : env))
+      taken++
+      return true
+    } catch (error) {
+      refused++
+      const { code, message, hint } = error as PatchcordError
+      const said = `${message} ${hint}`
+      return error instanceof PatchcordError && code === 'bad-env' && /^[\w]+/.test(message) && !message.includes('\n') && !said.includes(PASSWORD) && keyBytes.every(bytes => !said.includes(bytes))
+    }
+  }), { numRuns: 400, seed: 20261122 })
+  t.ok(taken > 10 && refused > 200, `${taken} taken, ${refused} refused`)
+  t.end()
+})
+
+// ---- 8. nothing is left behind
+
+await t.test('started and stopped 200 times, nothing stays', async t => {
+  setFlagsFromString('--expose-gc')
+  const collect = runInNewContext('gc') as () => void
+  const env = envOf({ files: { root: '/nonexistent' }, couch: { url: 'http://127.0.0.1:9', databases: [], credentials: {} } })
+  const cycle = async (): Promise<void> => {
+    const server = await startServer(env)
+    const port = server.addresses[0]!.port
+    const client = new Client(port, laptop).write(get('/'))
+    await client.answers(1)
+    await Promise.all([server.stop(), server.stop()])
+    await client.ended()
+  }
+  const settle = async (): Promise<number> => {
+    await sleep(20)
+    collect()
+    await sleep(20)
+    collect()
+    return process.memoryUsage().heapUsed
+  }
+  const resources = (): string[] => process.getActiveResourcesInfo().toSorted()
+  await cycle()
+  await settle()
+  const before = resources()
+  let half = 0
+  for (let at = 1; at <= 200; at++) {
+    await cycle()
+    if (at === 100) half = await settle()
+  }
+  const whole = await settle()
+  t.comment(`heap after 100 runs ${(half / 1_048_576).toFixed(1)} MiB, after 200 ${(whole / 1_048_576).toFixed(1)} MiB`)
+  t.ok(whole - half < 2 * 1_048_576, 'memory does not grow')
+  t.strictSame(resources(), before, 'no handle stays')
+})
+
+await t.test('a start that fails leaves no timer behind', async t => {
+  const { port } = await start(t)
+  const timers = new Set<number>()
+  const hook = createHook({ init (id, type) { if (type === 'Timeout') timers.add(id) }, destroy (id) { timers.delete(id) } }).enable()
+  const env = envOf({ couch: { url: 'http://127.0.0.1:9', databases: [], credentials: {} } })
+  const bad = [
+    { ...env, identity: { ...env.identity, key: keyPem(p256Key().privateKey) } },
+    { ...env, couch: { url: 'http://10.0.0.1', databases: [], credentials: {} } },
+    { ...env, listen: [{ host: '::1', port: 0 }, { host: '::1', port }] },
+  ]
+  for (const failing of bad) await startServer(failing).then(() => { t.fail('it started') }, () => undefined)
+  await new Promise(resolve => { setImmediate(resolve) })
+  hook.disable()
+  t.equal(timers.size, 0)
+})
+
+await t.test('stopping lets transfers end, cuts what rests, and does it once', async t => {
+  const { root } = await startStore(t)
+  const { port, server } = await start(t, { files: { root } })
+  const etag = (await ask(port, laptop, '/mail')).headers.etag!
+  const [idle, polling, reading] = [new Client(port, laptop), new Client(port, laptop), new Client(port, laptop)]
+  t.ok(await idle.write(get('/')).answers(1))
+  polling.write(get('/mail', `If-None-Match: ${etag}`))
+  await once(reading.write(get(`/files/${BIG}`)).socket, 'data')
+  const ends: string[] = []
+  const stopping = server.stop().then(() => { ends.push('first') })
+  const again = server.stop().then(() => { ends.push('second') })
+  await t.rejects(server.update({ revoked: [] }), { code: 'stopped' })
+  t.equal(await new Promise(resolve => connectTcp(port, '::1').once('connect', () => { resolve('connected') }).once('error', error => { resolve((error as NodeJS.ErrnoException).code) })), 'ECONNREFUSED')
+  await Promise.all([stopping, again])
+  t.strictSame(ends, ['first', 'second'], 'who asks again waits for the same end')
+  t.ok(await idle.ended(100) && await polling.ended(100) && await reading.ended(1000))
+  t.strictSame(polling.statuses, [])
+  t.ok(reading.bytes > BIG_BYTES, 'the transfer was whole')
 })

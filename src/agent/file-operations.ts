@@ -3,7 +3,7 @@ import { constants } from 'node:fs'
 import { chmod, copyFile, link, lstat, rename, unlink } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import * as v from 'valibot'
-import { syncFolder } from '../core/durable-file.js'
+import { syncFile, syncFolder } from '../core/durable-file.js'
 import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import { parseContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
 import type { OperationTable } from '../control/operations.js'
@@ -132,6 +132,7 @@ async function copyOut (from: string, to: string, force: boolean): Promise<void>
   try {
     await copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL)
     await chmod(temporary, 0o666 & ~process.umask())
+    await syncFile(temporary)
     if (force) await rename(temporary, to)
     else {
       // rename(2) would replace what came there meanwhile; link(2) does not.

@@ -27,6 +27,16 @@ export async function writeDurably (path: string, data: string | Uint8Array, mod
   await syncFolder(dirname(path))
 }
 
+/** Makes the content of a file durable. */
+export async function syncFile (path: string): Promise<void> {
+  const handle = await open(path, constants.O_RDONLY)
+  try {
+    await handle.sync()
+  } finally {
+    await handle.close()
+  }
+}
+
 /** Makes renames and unlinks in `folder` durable. */
 export async function syncFolder (folder: string): Promise<void> {
   const handle = await open(folder, constants.O_RDONLY | constants.O_DIRECTORY)

@@ -66,7 +66,8 @@ export class PairingWindow {
   #question: AbortController | undefined
   #isTaking = false
   #sessions = 0
-  #settle!: (outcome: WindowOutcome) => void
+  #written: Promise<void> = Promise.resolve()
+  #settle!: (outcome: Promise<WindowOutcome>) => void
 
   /** Opens a window. Throws `too-many` while codes back off, saying for how long, unless `withCode` is false;
    * `usage` for a record of ours that does not fit; `unreachable` where it cannot listen. */
@@ -176,7 +177,7 @@ export class PairingWindow {
       case 'proven':
         // Nobody else gets in; those who are in were told.
         this.#tcp.close()
-        charges.proven().catch((error: unknown) => { logger.warn({ reason: messageOf(error) }, 'the back-off of codes could not be taken back') })
+        this.#written = charges.proven().catch((error: unknown) => { logger.warn({ reason: messageOf(error) }, 'the back-off of codes could not be taken back') })
         return
       case 'send':
         this.#wires.get(effect.session)?.send(effect.frame)
@@ -211,7 +212,8 @@ export class PairingWindow {
         return
       case 'end':
         this.#tcp.close()
-        this.#settle({ ...(effect.pair === undefined ? {} : { pair: effect.pair }), confirmed: effect.confirmed })
+        // The next window asks the disk how long a code has to wait.
+        this.#settle(this.#written.then(() => ({ ...(effect.pair === undefined ? {} : { pair: effect.pair }), confirmed: effect.confirmed })))
     }
   }
 

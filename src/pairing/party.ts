@@ -69,7 +69,8 @@ export function meet (self: Self, record: PartyRecord, device: DeviceId): Other 
   if (found.user === self.user && record.relation === 'peer') return { reason: 'refused', by: 'us', detail: 'it is a device of your own already' }
   if (self.isRevoked(device)) return { reason: 'revoked', by: 'us' }
   const { role: _role, ...rest } = record
-  const other: Other = { ...rest, ...found, name: cut(record.name, NAME_LIMIT) }
+  // Only these two: what is handed in may give more, and must not replace what was proved.
+  const other: Other = { ...rest, device: found.device, user: found.user, name: cut(record.name, NAME_LIMIT) }
   const objection = self.objection(other)
   return objection === undefined ? other : { reason: 'refused', by: 'us', detail: objection }
 }

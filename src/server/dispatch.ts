@@ -110,7 +110,7 @@ export class Dispatch {
       const failure = failureOf(error)
       line.status = failure.status
       if (failure.code === 'internal') logger.error({ ...line, err: error }, 'request failed')
-      else line.problem = failure.message
+      else line.problem = failure.status < 429 ? failure.code : failure.message
       if (endsConnection(failure)) connection.refused = true
       line.bytes = answerError(message, response, failure)
     }
@@ -187,6 +187,7 @@ interface LogLine {
   readonly device: string
   action: string | undefined
   decision: string
+  /** Of what is wrong with the request the code alone: the message may quote a parameter or a body. */
   problem?: string
   status: number
   bytes: number
