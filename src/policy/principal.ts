@@ -29,13 +29,10 @@ export function databaseAccess (principal: Principal, database: DatabaseName): D
   if (database.startsWith('_')) return 'none'
   if (Object.hasOwn(databases, database)) return databases[database] ?? 'none'
   if (principal.relation !== 'own') return 'none'
-  let longest = -1
-  let access: DatabaseAccess = 'none'
-  for (const pattern in databases) {
-    if (pattern.endsWith('*') && pattern.length > longest && database.startsWith(pattern.slice(0, -1)) && Object.hasOwn(databases, pattern)) {
-      longest = pattern.length
-      access = databases[pattern] ?? 'none'
-    }
+  // By the prefixes of the name, not by what was granted: a name has at most 238, a grant may have any number.
+  for (let length = database.length; length >= 0; length--) {
+    const pattern = `${database.slice(0, length)}*`
+    if (Object.hasOwn(databases, pattern)) return databases[pattern] ?? 'none'
   }
-  return access
+  return 'none'
 }
