@@ -1,4 +1,4 @@
-import { Agent, request, type AgentOptions, type ClientRequestArgs, type IncomingMessage } from 'node:http'
+import { Agent, request, type AgentOptions, type ClientRequest, type ClientRequestArgs, type IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { connect, type TLSSocket } from 'node:tls'
 import { formatAddress, hostOf, type Address } from '../core/address.js'
@@ -28,6 +28,12 @@ export interface PeerAgentOptions {
 }
 
 const CONNECT_MS = 10_000
+/** Requests at once to one peer, and so connections. Its open port takes 32 connections of an entry, and 16
+ * feeds; PouchDB asks for all the attachments of a batch at the same moment. */
+const MOST_AT_ONCE = 24
+
+/** What http.Agent does with a request, which its types leave out. */
+type AddRequest = (request: ClientRequest, ...options: unknown[]) => void
 
 /**
  * A pool of mutual-TLS connections to one peer. The server's certificate is checked against the pinned
@@ -36,10 +42,28 @@ const CONNECT_MS = 10_000
 export class PeerAgent extends Agent {
   readonly #options: PeerAgentOptions
   readonly #open = new Set<TLSSocket>()
+  readonly #queue: Array<() => void> = []
+  #active = 0
 
   constructor (options: PeerAgentOptions, pool: AgentOptions = {}) {
-    super({ keepAlive: true, maxSockets: 8, maxFreeSockets: 2, timeout: 60_000, ...pool })
+    super({ keepAlive: true, maxSockets: MOST_AT_ONCE, maxFreeSockets: 2, timeout: 60_000, ...pool })
     this.#options = options
+  }
+
+  /** Node counts a connection towards `maxSockets` when it is there, not when it is begun: where that takes a
+   * while, as it does here, a hundred requests at once make a hundred connections. So requests wait here. */
+  addRequest (request: ClientRequest, ...options: unknown[]): void {
+    const start = (): void => {
+      if (request.destroyed) return this.#next()
+      this.#active += 1
+      request.once('close', () => {
+        this.#active -= 1
+        this.#next()
+      })
+      ;(Agent.prototype as unknown as { addRequest: AddRequest }).addRequest.call(this, request, ...options)
+    }
+    if (this.#active < this.maxSockets) start()
+    else this.#queue.push(start)
   }
 
   override createConnection (_options: ClientRequestArgs, callback?: (error: Error | null, stream: Duplex) => void): Duplex | null | undefined {
@@ -53,6 +77,10 @@ export class PeerAgent extends Agent {
   override destroy (): void {
     for (const socket of this.#open) socket.destroy()
     super.destroy()
+  }
+
+  #next (): void {
+    if (this.#active < this.maxSockets) this.#queue.shift()?.()
   }
 
   async #connect (): Promise<TLSSocket> {
