@@ -19,6 +19,7 @@ import { readLinks } from '../src/discovery/links.js'
 import { readQuestions, readServices, type DnsRecord, type Packet } from '../src/discovery/packets.js'
 import { makeHint, parseHint, Recogniser } from '../src/discovery/recognition.js'
 import { PEER_TYPE, recordsOf } from '../src/discovery/records.js'
+import { fuzzSession } from './fixtures/mdns-fuzz.js'
 import { cable, Machine, whyNoNamespaces } from './fixtures/network.js'
 
 // dns-packet comes with multicast-dns; it has no types.
@@ -196,6 +197,13 @@ await t.test('services of a packet', async t => {
   const many = Array.from({ length: 20 }, (_, at) => recordsOf({ type: PEER_TYPE, instance: `i${at}`, host: 'h', port: 1, txt: [] }, [])).flat()
   t.equal(readServices({ questions: [], answers: many, additionals: [] }, PEER_TYPE).length, DISCOVERY_LIMITS.packetServices)
   t.equal(readQuestions({ questions: Array.from({ length: 50 }, () => ({ name: PEER_TYPE, type: 'PTR' })), answers: [], additionals: [] }).length, 1)
+})
+
+await t.test('mutated packets, all the way through bonjour-service: a seeded sample', async t => {
+  // `npm run test:fuzz` runs as many as it is told to.
+  const { sent, services, threw } = await fuzzSession(20_000, 1)
+  t.ok(sent > 1_000, `${sent} answers; ${services} services found, ${threw} packets threw`)
+  t.ok(services > 0)
 })
 
 await t.test('starts, tells its interfaces and stops, and leaves nothing behind', async t => {

@@ -66,14 +66,15 @@ export class LinkSession {
   #thrown = 0
   #isClosed = false
 
-  constructor ({ name, index }: Link, listener: LinkListener, monotonic: () => number = () => performance.now()) {
+  /** `makeSocket` is for tests, which have packets and no link. */
+  constructor ({ name, index }: Link, listener: LinkListener, monotonic: () => number = () => performance.now(), makeSocket: (...args: ConstructorParameters<typeof LinkSocket>) => LinkSocket = (...args) => new LinkSocket(...args)) {
     this.index = index
     this.#zone = name
     this.#listener = listener
     this.#monotonic = monotonic
     this.#gate = new Gate(name, monotonic)
     this.#answers = new Bucket(DISCOVERY_LIMITS.answersPerSecond, DISCOVERY_LIMITS.answerBurst, monotonic())
-    const socket = new LinkSocket(name, (packet, source) => this.#gate.admits(packet, source, this.#names), () => { this.#thrown += 1 })
+    const socket = makeSocket(name, (packet, source) => this.#gate.admits(packet, source, this.#names), () => { this.#thrown += 1 })
     this.#bonjour = new Bonjour({ type: 'udp6', ip: MDNS_GROUP, interface: `::%${name}`, socket } as never, (error: Error) => { this.#sent(error) })
     this.#server = (this.#bonjour as unknown as BonjourParts).server
     const { mdns } = this.#server

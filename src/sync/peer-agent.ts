@@ -1,4 +1,4 @@
-import { Agent, request, type AgentOptions, type ClientRequestArgs, type IncomingMessage } from 'node:http'
+import { Agent, request, type AgentOptions, type ClientRequest, type ClientRequestArgs, type IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { connect, type TLSSocket } from 'node:tls'
 import { formatAddress, hostOf, type Address } from '../core/address.js'
@@ -28,8 +28,14 @@ export interface PeerAgentOptions {
 }
 
 const CONNECT_MS = 10_000
-/** Of the 32 that the other side gives an entry. */
-const MOST_SOCKETS = 8
+/** Requests at once to one peer, and so connections. Its open port takes 32 connections of an entry, and 16
+ * feeds; PouchDB asks for all the attachments of a batch at the same moment. */
+const MOST_AT_ONCE = 24
+
+/** What http.Agent does with a request, which its types leave out. */
+type AddRequest = (request: ClientRequest, ...options: unknown[]) => void
+/** Connections kept when nothing is asked. */
+const MOST_KEPT = 8
 
 /**
  * A pool of mutual-TLS connections to one peer. The server's certificate is checked against the pinned
@@ -38,11 +44,29 @@ const MOST_SOCKETS = 8
 export class PeerAgent extends Agent {
   readonly #options: PeerAgentOptions
   readonly #open = new Set<TLSSocket>()
+  readonly #queue: Array<() => void> = []
+  #active = 0
 
   constructor (options: PeerAgentOptions, pool: AgentOptions = {}) {
-    // As many are kept as there may be: of fewer, small files at once would each begin with a handshake.
-    super({ keepAlive: true, maxSockets: MOST_SOCKETS, maxFreeSockets: MOST_SOCKETS, timeout: 60_000, ...pool })
+    // Of fewer, small files at once would each begin with a handshake.
+    super({ keepAlive: true, maxSockets: MOST_AT_ONCE, maxFreeSockets: MOST_KEPT, timeout: 60_000, ...pool })
     this.#options = options
+  }
+
+  /** Node counts a connection towards `maxSockets` when it is there, not when it is begun: where that takes a
+   * while, as it does here, a hundred requests at once make a hundred connections. So requests wait here. */
+  addRequest (request: ClientRequest, ...options: unknown[]): void {
+    const start = (): void => {
+      if (request.destroyed) return this.#next()
+      this.#active += 1
+      request.once('close', () => {
+        this.#active -= 1
+        this.#next()
+      })
+      ;(Agent.prototype as unknown as { addRequest: AddRequest }).addRequest.call(this, request, ...options)
+    }
+    if (this.#active < this.maxSockets) start()
+    else this.#queue.push(start)
   }
 
   override createConnection (_options: ClientRequestArgs, callback?: (error: Error | null, stream: Duplex) => void): Duplex | null | undefined {
@@ -56,6 +80,10 @@ export class PeerAgent extends Agent {
   override destroy (): void {
     for (const socket of this.#open) socket.destroy()
     super.destroy()
+  }
+
+  #next (): void {
+    if (this.#active < this.maxSockets) this.#queue.shift()?.()
   }
 
   async #connect (): Promise<TLSSocket> {

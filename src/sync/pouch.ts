@@ -59,5 +59,10 @@ export function openHttpDatabase (id: string, base: string, { agent, auth }: Htt
 }
 
 export function replicate (source: PouchDatabase, target: PouchDatabase, options: { live: boolean, batch_size: number, heartbeat: number }): Replication {
+  // pouchdb-replication 9 asks for it again after each batch, for a figure of progress that nobody reads, and
+  // handles no rejection there: a cable pulled at that moment would end the process. The first answer does.
+  const info = source.info.bind(source)
+  let known: Awaited<ReturnType<PouchDatabase['info']>> | undefined
+  source.info = async () => known ??= await info()
   return PouchDB.replicate(source, target, options)
 }
