@@ -19,6 +19,7 @@ const ROOMS: Readonly<Record<string, string>> = {
   couch: 'couch/proxy.ts',
   server: 'server/server.ts',
   pairing: 'pairing/index.ts',
+  discovery: 'discovery/discovery.ts',
   sync: 'sync/peer-link.ts',
   embedded: 'embedded/front.ts',
   control: 'control/operations.ts',
@@ -60,6 +61,8 @@ const ARROWS: ReadonlyArray<[from: string, to: string, why: string]> = [
   ['agent', 'server', 'its env, and the server in-process for Lab'],
   ['agent', 'sync', 'links, pulls and downloads'],
   ['agent', 'embedded', 'supervises the embedded database'],
+  ['discovery', 'core', 'IDs, addresses with zones, the clock and the log'],
+  ['agent', 'discovery', 'starts it, and hands its hints to the links'],
   ['agent', 'pairing', 'opens the pairing window and keeps what comes of it'],
   ['agent', 'control', 'serves the local API'],
   ['cli', 'core', 'errors with their exit codes, and where the home is'],
@@ -81,6 +84,7 @@ const PATHS: ReadonlyArray<[from: string, path: string, why: string]> = [
   ['agent/server-host.ts', '../bin/patchcord-server.js', 'the server is an executable of its own, so that a tight profile fits it'],
   ['embedded/supervise.ts', 'child.js', 'the embedded database is a process of its own'],
   ['bin/patchcord.ts', '../../../package.json', '--version'],
+  ['discovery/discovery.ts', './worker.js', 'mDNS is a thread of its own, where a flood blocks nothing'],
 ]
 
 const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why: string]>> = {
@@ -90,6 +94,7 @@ const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why:
   '@peculiar/x509': [['identity'], 'writes certificates and CSRs'],
   'reflect-metadata': [['identity'], '@peculiar/x509 wants it imported first'],
   '@noble/curves': [['pairing'], 'CPace over ristretto255'],
+  'bonjour-service': [['discovery'], 'mDNS'],
   'http-proxy': [['couch'], 'the way to CouchDB'],
   'commander': [['cli'], 'command lines'],
   'uqr': [['cli'], 'the QR code of a pairing link, drawn in the terminal'],

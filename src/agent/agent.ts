@@ -21,6 +21,8 @@ import { startDiscovery, type Discovery, type LinkState } from '../discovery/dis
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { AccountBook } from './accounts.js'
 import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
+import { BRIDGE_USER } from '../sync/bridge-tokens.js'
+import { startBridge, type Bridge } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
 import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
@@ -76,6 +78,7 @@ export class Agent {
   #couch!: CouchHost
   #server!: ServerHost
   #pairing!: Pairing
+  #bridge!: Bridge
   #discovery: Discovery | undefined
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
@@ -132,6 +135,8 @@ export class Agent {
   get name (): string { return this.#settings.name }
   get couch (): CouchHost { return this.#couch }
   get pairing (): Pairing { return this.#pairing }
+  /** Where the bridge is, and its login for any database of any peer. */
+  get bridgeLogin (): { url: string, username: string, token: string } { return { url: this.#bridge.url, username: BRIDGE_USER, token: this.#settings.bridgeToken } }
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
@@ -158,6 +163,7 @@ export class Agent {
       device, user, name: this.name,
       listen: this.listen,
       addresses: this.#server.addresses.flatMap(reachableAddresses).map(formatAddress),
+      bridge: this.#bridge.url,
       couch: { url: this.#couch.url, kind: this.#couch.kind },
       server: { pid: this.#server.pid ?? null, confined: null },
       peers: this.peers.all().map(peer => peer.status()),
@@ -195,9 +201,17 @@ export class Agent {
     await this.#databasesAre(await this.#couch.databases())
   }
 
-  /** The pairing windows that are announced on the network. */
-  findWindows (): Promise<Address[]> {
-    return Promise.resolve([])
+  /** Where a pairing window is announced on the network. Throws `usage` where there are several: a code is
+   * not to be shown to all of them. */
+  async findWindows (): Promise<Address[]> {
+    const windows = await this.#discovery?.browsePairing() ?? []
+    if (new Set(windows.map(({ name }) => name)).size > 1) throw new PatchcordError('usage', 'several devices are open for pairing just now', { hint: 'use the link that yours shows, or say where it is with --at' })
+    return windows.map(({ address }) => address)
+  }
+
+  /** Announces a pairing window under a random name until the returned function is called. */
+  announceWindow (port: number): () => void {
+    return this.#discovery?.announcePairing({ port }) ?? (() => undefined)
   }
 
   async stop (): Promise<void> {
@@ -230,9 +244,16 @@ export class Agent {
 
     this.#resources.add(() => this.peers.stop())
     await this.peers.reconcile()
+    if (this.#options.discovery !== false) await this.#discover()
     this.#pairing = await Pairing.open(this)
     this.#resources.add(() => this.#pairing.stop())
-    if (this.#options.discovery !== false) await this.#discover()
+    this.#bridge = await patiently(patience, () => startBridge({
+      port: this.#settings.bridgePort ?? 0, logger, clock,
+      tokens: [{ token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' }],
+      peerAgent: device => this.peers.peer(device)?.link.agent,
+    }))
+    this.#resources.add(() => this.#bridge.stop())
+    await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())
@@ -313,7 +334,7 @@ export class Agent {
 
 async function firstSettings ({ home, name }: AgentOptions): Promise<Settings> {
   const found = await readSettings(home.root)
-  const settings: Settings = found ?? { version: 1, name: hostname().slice(0, 100) || 'this device', programPassword: randomBytes(24).toString('base64url') }
+  const settings: Settings = found ?? { version: 1, name: hostname().slice(0, 100) || 'this device', programPassword: randomBytes(24).toString('base64url'), bridgeToken: randomBytes(24).toString('base64url') }
   const named = name === undefined ? settings : { ...settings, name }
   if (named !== found) await writeSettings(home.root, named)
   return named

@@ -63,6 +63,7 @@ export class Pairing {
     this.#window = window
     const close = (): void => { void window.close() }
     signal.addEventListener('abort', close)
+    const silence = this.#agent.announceWindow(window.invitation.port)
     try {
       const { code, link, expiresAt, addresses } = window.invitation
       emit({ event: 'window', code: code ?? null, link, expiresAt: new Date(expiresAt).toISOString(), addresses: addresses.map(({ host, zone, port }) => ({ host: zone === undefined ? host : `${host}%${zone}`, port })) })
@@ -70,6 +71,7 @@ export class Pairing {
       if (pair === undefined) throw new PatchcordError('not-paired', 'the pairing window ended without a pair')
       return this.#paired(pair)
     } finally {
+      silence()
       signal.removeEventListener('abort', close)
       this.#window = undefined
     }

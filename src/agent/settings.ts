@@ -4,12 +4,14 @@ import { port } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
 
 /** What this device made or was told once and keeps. `programPassword` is that of the person's own
- * programs (`patchcord couch`). */
+ * programs (`patchcord couch`), `bridgeToken` that of `patchcord bridge`. */
 const Shape = v.strictObject({
   version: v.literal(1),
   name: v.pipe(v.string(), v.minLength(1), v.maxLength(100)),
   port: v.exactOptional(port),
   couchPort: v.exactOptional(port),
+  bridgePort: v.exactOptional(port),
+  bridgeToken: v.pipe(v.string(), v.minLength(22)),
   programPassword: v.pipe(v.string(), v.minLength(20)),
 })
 

@@ -105,6 +105,7 @@ function describeProgram ({ io, version, startService }: Cli): Command {
   command(program, 'explain <device> <method> <path>', 'whether a request is allowed, and which rule decides ("self" is this device)', 'patchcord explain friend GET /couch/notes/_changes', device.explain)
 
   command(program, 'couch', 'the login of your own programs to the local database', 'patchcord couch --json', sharing.couch)
+  command(program, 'bridge', 'where any CouchDB client reaches the databases of a connected device', 'patchcord bridge --json', sharing.bridge)
   const db = command(program, 'db', 'the databases of this device', 'patchcord db create notes')
   command(db, 'create <name>', 'make a database', 'patchcord db create notes', sharing.dbCreate)
   command(db, 'ls', 'list them', 'patchcord db ls', sharing.dbLs)

@@ -27,9 +27,9 @@ export type StartService = (context: Context, options: UpOptions) => Promise<Run
 export async function up (context: Context, options: UpOptions, start: StartService): Promise<void> {
   const { output, signal } = context
   const service = await start(context, options)
-  const { device, user, name, listen, addresses, couch, peers } = service.status()
+  const { device, user, name, listen, addresses, bridge, couch, peers } = service.status()
   service.onEvent(event => { output.object(event) })
-  output.object({ event: 'ready', device, user, name, listen, couch })
+  output.object({ event: 'ready', device, user, name, listen, bridge, couch })
   output.line('patchcord is running')
   output.table([['device', device], ['name', name], ['reached at', addresses.join(', ') || 'no address: is a network up?'], ['database', `${couch.url} (${couch.kind}); its login: patchcord couch`]])
   if (peers.length === 0) {

@@ -8,6 +8,12 @@ export async function couch ({ client, output }: Context): Promise<void> {
   output.table([['url', login.url], ['username', login.username], ['password', login.password]])
 }
 
+export async function bridge ({ client, output }: Context): Promise<void> {
+  const login = await client.call('bridge', {})
+  output.object(login)
+  output.table([['url', login.url], ['username', login.username], ['token', login.token], ['a database', `${login.url}/peer/<device>/couch/<database>`]])
+}
+
 export async function dbCreate ({ client, output }: Context, name: string): Promise<void> {
   output.object({ event: 'created', ...await client.call('db-create', { name }) })
   output.line(`made the database ${name}`)

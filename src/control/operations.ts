@@ -9,6 +9,7 @@ export interface Operations {
   status: { args: object, result: Status }
   identity: { args: object, result: IdentityInfo & { bundle: string } }
   couch: { args: object, result: { url: string, username: string, password: string } }
+  bridge: { args: object, result: { url: string, username: string, token: string } }
   'db-create': { args: { name: string }, result: { name: string } }
   'db-ls': { args: object, result: { databases: string[] } }
   'device-request': { args: object, result: { request: string } }
@@ -53,6 +54,7 @@ export interface Status {
   listen: ListenInfo[]
   /** Where others reach it, as `connect --at` takes it. */
   addresses: string[]
+  bridge: string
   couch: { url: string, kind: 'embedded' | 'couchdb' }
   server: { pid: number | null, confined: string | null }
   peers: PeerStatus[]
