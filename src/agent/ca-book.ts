@@ -146,6 +146,22 @@ export class CaBook {
     }
   }
 
+  /** The CAs of a line, and those that were named to follow one of them before another was: what somebody knows
+   * with such a one counts for what the line says too. */
+  #everNamed (line: readonly UserId[]): ReadonlySet<UserId> {
+    const named = new Set(line)
+    for (let size = 0; size !== named.size;) {
+      size = named.size
+      for (const record of this.#records.values()) if (record.kind === 'succeed' && named.has(record.ca)) named.add(record.newCa)
+    }
+    return named
+  }
+
+  /** The highest number under which a successor of this CA was named; 0 where none was. */
+  highestSeq (ca: UserId): number {
+    return [...this.#records.values()].reduce((most, record) => record.kind === 'succeed' && record.ca === ca ? Math.max(most, record.seq) : most, this.standing(ca).line[0] === ca ? 0 : this.standing(ca).seq)
+  }
+
   #pinList (): Pin[] {
     return [...this.#pins].map(([ca, { recoverySpki }]) => ({ ca, ...recoverySpki === undefined ? {} : { recoveryKey: recoveryKeyId(recoverySpki) } }))
   }
@@ -164,7 +180,7 @@ export class CaBook {
     }))
     this.#standings = new Map()
     const pins = this.#pinList().map(pin => standingOf(pin, this.#records))
-    for (const standing of pins) for (const ca of standing.line) this.#standings.set(ca, standing)
+    for (const standing of pins) for (const ca of this.#everNamed(standing.line)) this.#standings.set(ca, standing)
     // A CA that was pinned itself is what its own pin says.
     for (const standing of pins) this.#standings.set(standing.line[0]!, standing)
   }

@@ -10,7 +10,7 @@ import { SignedRecordShape, type SignedRecord } from '../identity/revocation.js'
 //    "csr":{"request":PEM,"at":ms},              own device to CA holder: two requests with that nonce, and its clock
 //    "certificates":PEM,                         CA holder to own device: the answer
 //    "revocations":[{"v":1,"body","sig"}],       to own devices, and to peers about this user's devices
-//    "revoke":[{"device","at":ms}],              own device without the CA key to one that has it: please confirm
+//    "revoke":[{"device"}],                      own device without the CA key to one that has it: please confirm
 //    "statements":[…]}                           ends and successions of this user's CA (identity/ca-records.ts)
 
 /** The most records in one mail: 100 take about 25 KB of its 64. */
@@ -22,7 +22,7 @@ export interface TrustMail {
   readonly csr?: { readonly request: string, readonly at: number } | undefined
   readonly certificates?: string | undefined
   readonly revocations: readonly SignedRecord[]
-  readonly revoke: ReadonlyArray<{ readonly device: DeviceId, readonly at: number }>
+  readonly revoke: ReadonlyArray<{ readonly device: DeviceId }>
   readonly statements: readonly WireCaRecord[]
 }
 
@@ -33,7 +33,7 @@ const FIELDS = {
   csr: v.object({ request: v.pipe(v.string(), v.maxLength(16_384)), at: time }),
   certificates: v.pipe(v.string(), v.maxLength(32_768)),
   revocations: v.pipe(v.array(SignedRecordShape), v.maxLength(MOST_RECORDS)),
-  revoke: v.pipe(v.array(v.object({ device: deviceId, at: time })), v.maxLength(MOST_RECORDS)),
+  revoke: v.pipe(v.array(v.object({ device: deviceId })), v.maxLength(MOST_RECORDS)),
   statements: v.pipe(v.array(CaRecordShape), v.maxLength(MOST_STATEMENTS * 2)),
 }
 

@@ -43,7 +43,7 @@ const SealedShape = v.strictObject({ ca: v.string(), caKey: v.string(), recovery
 
 /** A kit as text. Throws `usage` for a passphrase that is too short. `now` is milliseconds since 1970. */
 export async function sealKit ({ ca, caKey, recoveryKey }: Kit, passphrase: string, now: number): Promise<string> {
-  if ([...passphrase].length < LEAST_PASSPHRASE) throw new PatchcordError('usage', `the passphrase is shorter than ${LEAST_PASSPHRASE} characters`, { hint: 'take several words: whoever finds the kit can guess for years' })
+  if (passphrase.length < LEAST_PASSPHRASE) throw new PatchcordError('usage', `the passphrase is shorter than ${LEAST_PASSPHRASE} characters`, { hint: 'take several words: whoever finds the kit can guess for years' })
   const head = { patchcord: 'ca-kit/1', user: readAuthority(ca).user, made: new Date(now).toISOString(), salt: randomBytes(32).toString('base64url'), nonce: randomBytes(12).toString('base64url') }
   const cipher = createCipheriv('aes-256-gcm', await keyOf(passphrase, head.salt), Buffer.from(head.nonce, 'base64url'))
   cipher.setAAD(Buffer.from(JSON.stringify(head)))
