@@ -28,7 +28,7 @@ export function exportOperations (agent: Agent): Pick<OperationTable, 'export-cl
         const device = deviceIdOf(spkiOf(privateKey))
         const certificate = await keystore.withCaKey((caKey, ca) => issueClient({ ca, caKey, spki: spkiOf(privateKey), now: agent.life.renewal.now() }))
         const { user, userCa } = keystore.identity
-        const p12 = writeP12({ key: privateKey, certificate, ca: userCa, name, passphrase })
+        const p12 = await writeP12({ key: privateKey, certificate, ca: userCa, name, passphrase })
         const { notBefore, notAfter } = readLeaf(decodeOnePem(certificate, 'CERTIFICATE'))
         await book.trustPeer({ device, user, name, relation: 'client', ca: userCa, addresses: [], certificate: { notBefore, notAfter } }, Object.fromEntries(databases.map(database => [database, 'read' as const])))
         await agent.apply('giving')
