@@ -187,6 +187,8 @@ export class Agent {
     const toServer = async (): Promise<number> => (await this.#server.update(await this.#parts())).cut
     let cut: number
     if (change === 'taking') {
+      // Who is revoked is not let in again, so its last mail, which tells it, goes out before it is cut.
+      await this.#tellMail()
       cut = await toServer()
       await this.#couch.setAccounts(this.#accounts.all(this.book))
     } else {

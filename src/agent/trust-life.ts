@@ -134,7 +134,9 @@ export class TrustLife {
 
   /** What the mail for a device says about trust. */
   mailFor (known: KnownDevice): Record<string, unknown> {
-    if (known.relation === 'client' || this.#isRevoked(known.device)) return {}
+    if (known.relation === 'client') return {}
+    // The last that a revoked device hears is that it is.
+    if (this.#isRevoked(known.device)) return writeTrustMail({ revocations: this.#options.book.revocations.flatMap(({ device, signed }) => device === known.device && signed !== undefined ? [signed] : []) })
     return writeTrustMail({
       ...known.relation === 'own' ? this.renewal.mailFor(known.device) : {},
       ...this.spread.mailFor(known),
