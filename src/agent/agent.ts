@@ -103,7 +103,7 @@ export class Agent {
       syncLogin: known => this.#couch.loginOf(this.#accounts.sync(book, known)),
       createDatabase: name => this.createDatabase(name),
       emit: event => { this.emit(event) },
-      onTrustMail: (device, mail, origin) => { this.life.received(device, mail, origin) },
+      onTrustMail: (device, mail, origin, user) => { this.life.received(device, mail, origin, user) },
     })
     this.life = new TrustLife({
       keystore, book, cas, clock, logger,

@@ -2,7 +2,7 @@ import type { Agent as HttpAgent } from 'node:http'
 import { formatAddress } from '../core/address.js'
 import type { Clock, Timer } from '../core/clock.js'
 import { messageOf } from '../core/errors.js'
-import type { DatabaseName, DeviceId } from '../core/ids.js'
+import type { DatabaseName, DeviceId, UserId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import type { PeerStatus } from '../control/operations.js'
 import type { PeerCredentials } from '../sync/peer-agent.js'
@@ -26,8 +26,8 @@ export interface PeersOptions {
   readonly clock: Clock
   readonly logger: Logger
   readonly emit: (event: object) => void
-  /** Called with every mail, for what it says about trust. */
-  readonly onTrustMail: (device: DeviceId, mail: unknown, origin: MailOrigin) => void
+  /** Called with every mail, for what it says about trust; `user` is the CA that the link was proved by. */
+  readonly onTrustMail: (device: DeviceId, mail: unknown, origin: MailOrigin, user: UserId) => void
 }
 
 const FIRST_RETRY_MS = 1_000
@@ -49,9 +49,10 @@ export class Peers {
   async reconcile (): Promise<void> {
     if (this.#isStopping) return
     const { book, isRevoked, isOver } = this.#options
-    const gone = [...this.#peers.values()].filter(({ device, isOver: was }) => {
+    const gone = [...this.#peers.values()].filter(({ device, user, isOver: was }) => {
       const known = book.known.get(device)
-      return known === undefined || isRevoked(device) || isOver(known) !== was
+      // What an earlier CA proved is no proof under the one that followed: such a link begins anew.
+      return known === undefined || isRevoked(device) || known.user !== user || isOver(known) !== was
     })
     for (const { device } of gone) this.#peers.delete(device)
     await Promise.all(gone.map(peer => peer.stop()))
@@ -84,7 +85,8 @@ interface Wanted { readonly database: DatabaseName, readonly as: DatabaseName }
 export class Peer {
   readonly device: DeviceId
   readonly link: PeerLink
-  /** Whether its CA counted for nothing when the link began. */
+  /** The CA that certified it when the link began, and whether that counted for nothing. */
+  readonly user: UserId
   readonly isOver: boolean
   readonly #options: PeersOptions
   readonly #pulls = new Map<string, Pull>()
@@ -100,6 +102,7 @@ export class Peer {
     this.device = device
     this.#options = options
     const { book, clock, logger, credentials } = options
+    this.user = this.#known().user
     this.isOver = options.isOver(this.#known())
     this.link = new PeerLink({
       device, clock, logger, isOver: this.isOver,
@@ -107,9 +110,9 @@ export class Peer {
       addresses: () => book.addressesOf(device),
       onMail: mail => {
         this.#received(mail)
-        options.onTrustMail(device, mail, 'admitted')
+        options.onTrustMail(device, mail, 'admitted', this.user)
       },
-      onRestrictedMail: (mail, origin) => { options.onTrustMail(device, mail, origin) },
+      onRestrictedMail: (mail, origin) => { options.onTrustMail(device, mail, origin, this.user) },
       onChange: () => { this.#linkChanged() },
     })
   }

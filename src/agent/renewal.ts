@@ -136,10 +136,13 @@ export class Renewal {
     if (!this.#asked.has(holder) || !this.isDue) return false
     const { identity } = keystore
     try {
-      const issue = parseIssue(certificates, clock.now())
+      // The holder's clock may be ahead of ours by what is allowed; its certificates begin with its time then.
+      const { notBefore } = parseIssue(certificates)
+      const at = Math.max(clock.now(), Math.min(notBefore, clock.now() + MOST_CLOCK_DIFFERENCE_MS))
+      const issue = parseIssue(certificates, at)
       if (issue.userCa !== expectedCa()) throw new PatchcordError('bad-certificate', 'another CA signed than the one that is meant')
       if (issue.user === identity.user && issue.notAfter <= identity.notAfter) return false
-      await keystore.installIssued(certificates)
+      await keystore.installIssued(certificates, at)
     } catch (error) {
       if (!(error instanceof PatchcordError) || error.code !== 'bad-certificate') throw error
       logger.warn({ device: holder, reason: error.message }, 'certificates that came by mail were not installed')

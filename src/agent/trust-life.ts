@@ -45,7 +45,7 @@ export class TrustLife {
   readonly renewal: Renewal
   readonly spread: RevocationSpread
   /** The newest mail of each device that was not looked at yet. */
-  readonly #waiting = new Map<DeviceId, { readonly mail: unknown, readonly origin: MailOrigin }>()
+  readonly #waiting = new Map<DeviceId, { readonly mail: unknown, readonly origin: MailOrigin, readonly user: UserId }>()
   #timer: Timer | undefined
   #isTicking = false
   #isStopped = false
@@ -144,10 +144,11 @@ export class TrustLife {
     })
   }
 
-  /** Looks at a mail soon. It does not wait: what the mail says may end the very link that brought it. */
-  received (device: DeviceId, mail: unknown, origin: MailOrigin): void {
+  /** Looks at a mail soon. It does not wait: what the mail says may end the very link that brought it. `user` is
+   * the CA that proved the link. */
+  received (device: DeviceId, mail: unknown, origin: MailOrigin, user: UserId): void {
     const isWaiting = this.#waiting.has(device)
-    this.#waiting.set(device, { mail, origin })
+    this.#waiting.set(device, { mail, origin, user })
     if (!isWaiting) this.#run(`the mail of ${device} was not taken in`, () => this.#look(device))
   }
 
@@ -163,10 +164,12 @@ export class TrustLife {
 
   async #look (device: DeviceId): Promise<void> {
     const { book, cas, apply, tellMail, emit } = this.#options
-    const { mail, origin } = this.#waiting.get(device)!
+    const { mail, origin: came, user } = this.#waiting.get(device)!
     this.#waiting.delete(device)
     const known = book.known.get(device)
     if (known === undefined || known.relation === 'client' || this.#isRevoked(device)) return
+    // Another CA followed since: what the earlier one proved proves nothing now.
+    const origin = known.user === user ? came : 'unproved'
     const said = parseTrustMail(mail)
     let changed = false
     if (said.statements.length > 0 && await cas.add(said.statements)) {

@@ -153,9 +153,9 @@ export class Keystore {
 
   /** Takes what a CA holder issued for this device's keys and becomes that user's own device. Throws
    * `bad-certificate`, and keeps the old identity, unless everything holds: keys, signatures, profiles,
-   * dates. A CA key stays only where the CA does. */
-  async installIssued (pem: string): Promise<Identity> {
-    const issued = parseIssue(pem, this.#clock.now())
+   * dates (at `now`). A CA key stays only where the CA does. */
+  async installIssued (pem: string, now = this.#clock.now()): Promise<Identity> {
+    const issued = parseIssue(pem, now)
     const deviceSpki = spkiOf(await this.#key(FILE.deviceKey))
     const serverSpki = spkiOf(await this.#key(FILE.serverKey))
     if (!issued.deviceSpki.equals(deviceSpki)) throw new PatchcordError('bad-certificate', `the certificate is for device ${issued.device}, not for this one`, { hint: 'send a fresh `patchcord device request` of this device' })
@@ -168,7 +168,7 @@ export class Keystore {
 
   /** Fresh certificates from the CA key that this device holds, for the same keys. Throws `no-ca-key`. */
   async renew (now?: number): Promise<Identity> {
-    return await this.installIssued(await this.issue(await this.request(), now))
+    return await this.installIssued(await this.issue(await this.request(), now), now)
   }
 
   /** Takes a CA and its key in, out of a kit or made for a succession: this device becomes that user's, or,
