@@ -20,6 +20,7 @@ import { Revocations } from '../identity/revocations.js'
 import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { AccountBook } from './accounts.js'
+import { CaBook } from './ca-book.js'
 import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge } from '../sync/bridge.js'
@@ -28,9 +29,10 @@ import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
 import { Pairing } from './pairing.js'
 import { Peers } from './peers.js'
-import { hostChild, hostInProcess, type ServerHost } from './server-host.js'
+import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
 import { TrustBook } from './trust-book.js'
+import { TrustLife } from './trust-life.js'
 
 export interface AgentOptions {
   readonly home: Home
@@ -69,6 +71,8 @@ export class Agent {
   readonly events = new EventEmitter()
   readonly keystore: Keystore
   readonly book: TrustBook
+  readonly cas: CaBook
+  readonly life: TrustLife
   readonly store: FileStore
   readonly peers: Peers
   readonly #options: AgentOptions
@@ -83,8 +87,9 @@ export class Agent {
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
+  #halted: { readonly reason: string, readonly hint: string } | undefined
 
-  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, store: FileStore, settings: Settings) {
+  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings) {
     this.home = options.home
     this.#options = options
     this.logger = logger
@@ -92,6 +97,7 @@ export class Agent {
     this.#resources = resources
     this.keystore = keystore
     this.book = book
+    this.cas = cas
     this.store = store
     this.#settings = settings
     this.#accounts = new AccountBook(settings.programPassword)
@@ -100,10 +106,22 @@ export class Agent {
     this.peers = new Peers({
       book, clock, logger,
       isRevoked: device => this.#revoked.has(device),
+      isOver: known => cas.isOver(known.user),
       credentials: async known => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca: known.ca, revoked: this.#revoked }),
       couch: { get url () { return couch().url }, get agent () { return couch().client.agent } },
       syncLogin: known => this.#couch.loginOf(this.#accounts.sync(book, known)),
       createDatabase: name => this.createDatabase(name),
+      emit: event => { this.emit(event) },
+      onTrustMail: (device, mail, origin, user) => { this.life.received(device, mail, origin, user) },
+    })
+    this.life = new TrustLife({
+      keystore, book, cas, clock, logger,
+      revoked: () => this.#revoked,
+      serially: change => this.serially(change),
+      apply: change => this.apply(change),
+      tellMail: () => this.#tellMail(),
+      halt: (reason, hint) => this.halt(reason, hint),
+      retryLinks: () => { for (const { link } of this.peers.all()) if (!link.connected) link.retry() },
       emit: event => { this.emit(event) },
     })
   }
@@ -121,9 +139,10 @@ export class Agent {
       resources.add(() => lock.release())
       const keystore = await Keystore.openOrCreate(home.identity, clock, { alongside: () => Revocations.create(home.root) })
       const book = await TrustBook.open(home.root)
+      const cas = await CaBook.open(home.root)
       const store = await FileStore.open(home.files)
       const settings = await firstSettings(options)
-      const agent = new Agent(options, collaborators, resources, keystore, book, store, settings)
+      const agent = new Agent(options, collaborators, resources, keystore, book, cas, store, settings)
       await agent.#start(lock.wasLeftBehind ? PATIENCE_MS : 0)
       return agent
     } catch (error) {
@@ -166,6 +185,8 @@ export class Agent {
       bridge: this.#bridge.url,
       couch: { url: this.#couch.url, kind: this.#couch.kind },
       server: { pid: this.#server.pid ?? null, confined: null },
+      stopped: this.#halted ?? null,
+      notices: this.life.notices,
       peers: this.peers.all().map(peer => peer.status()),
     }
   }
@@ -183,6 +204,8 @@ export class Agent {
     const toServer = async (): Promise<number> => (await this.#server.update(await this.#parts())).cut
     let cut: number
     if (change === 'taking') {
+      // Who is revoked is not let in again, so its last mail, which tells it, goes out before it is cut.
+      await this.#tellMail()
       cut = await toServer()
       await this.#couch.setAccounts(this.#accounts.all(this.book))
     } else {
@@ -192,6 +215,18 @@ export class Agent {
     await this.peers.reconcile()
     this.#discovery?.setKnown(this.peers.devices)
     return cut
+  }
+
+  /** Ends the open port and every link, for a reason that `status` tells from then on. The control socket and
+   * the person's own database stay. Only a new `up` serves again, where the reason is gone. */
+  async halt (reason: string, hint: string): Promise<void> {
+    this.#halted = { reason, hint }
+    const server = this.#server
+    this.#server = haltedHost
+    this.life.stop()
+    this.logger.error({ reason }, 'the service stops serving')
+    this.emit({ event: 'stopped', reason, hint })
+    await Promise.all([server?.stop(), this.peers.stop()])
   }
 
   /** Makes a local database where it is missing, and tells the server. */
@@ -221,6 +256,8 @@ export class Agent {
   async #start (patience: number): Promise<void> {
     const { clock, logger } = this
     const { couch, inProcess = false, home } = this.#options
+    await this.life.start()
+    this.#resources.add(() => { this.life.stop() })
     this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
     const onDatabases = (names: DatabaseName[]): void => {
       this.#databasesAre(names).catch((error: unknown) => { logger.error({ reason: messageOf(error) }, 'the server was not told of a database') })
@@ -238,9 +275,10 @@ export class Agent {
 
     const port = await this.#choosePort()
     const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
-    this.#server = await patiently(patience, () => inProcess ? hostInProcess(options) : hostChild(options))
+    const isHalted = await this.life.haltIfRevoked()
+    if (!isHalted) this.#server = await patiently(patience, () => inProcess ? hostInProcess(options) : hostChild(options))
     this.#resources.add(() => this.#server.stop())
-    if (this.#options.listen === undefined) await this.#keep({ port })
+    if (!isHalted && this.#options.listen === undefined) await this.#keep({ port })
 
     this.#resources.add(() => this.peers.stop())
     await this.peers.reconcile()
@@ -257,6 +295,7 @@ export class Agent {
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())
+    this.life.wake()
   }
 
   async #discover (): Promise<void> {
@@ -279,7 +318,7 @@ export class Agent {
     this.#databases = names.toSorted()
     this.emit({ event: 'databases', databases: this.#databases })
     // Before the server runs there is nobody to tell: its env will have them.
-    if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: writeMail(this.book, this.#databases) })
+    if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: this.#mail() })
   }
 
   async #choosePort (): Promise<number> {
@@ -312,8 +351,19 @@ export class Agent {
       revoked: [...this.#revoked],
       grants: this.book.grants,
       couch: this.#couchPart(),
-      mail: writeMail(this.book, this.#databases),
+      mail: this.#mail(),
     }
+  }
+
+  #mail (): Record<DeviceId, Record<string, unknown>> {
+    const mail: Record<DeviceId, Record<string, unknown>> = {}
+    const databases = writeMail(this.book, this.#databases)
+    for (const known of this.book.known.values()) mail[known.device] = { ...databases[known.device], ...this.life.mailFor(known) }
+    return mail
+  }
+
+  async #tellMail (): Promise<void> {
+    await this.#server.update({ mail: this.#mail() })
   }
 
   #couchPart (): NonNullable<ServerEnvInput['couch']> {

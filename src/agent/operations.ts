@@ -1,5 +1,7 @@
 import type { OperationTable } from '../control/operations.js'
 import type { Agent } from './agent.js'
+import { caOperations } from './ca-operations.js'
+import { exportOperations } from './export-operations.js'
 import { fileOperations } from './file-operations.js'
 import { pairingOperations } from './pairing-operations.js'
 import { sharingOperations } from './sharing-operations.js'
@@ -20,5 +22,7 @@ export function operationsOf (agent: Agent): OperationTable {
     ...pairingOperations(agent),
     ...sharingOperations(agent),
     ...fileOperations(agent),
+    ...caOperations(agent),
+    ...exportOperations(agent),
   }
 }

@@ -2,11 +2,12 @@ import type { Agent as HttpAgent } from 'node:http'
 import { formatAddress, type Address } from '../core/address.js'
 import type { Clock, Timer } from '../core/clock.js'
 import { messageOf } from '../core/errors.js'
-import type { DatabaseName, DeviceId } from '../core/ids.js'
+import type { DatabaseName, DeviceId, UserId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import type { PeerStatus } from '../control/operations.js'
 import type { PeerCredentials } from '../sync/peer-agent.js'
 import { PeerLink } from '../sync/peer-link.js'
+import type { MailOrigin } from '../sync/restricted-mail.js'
 import { Pull } from '../sync/pull.js'
 import { NO_MAIL, parseMail, type PeerMail } from './mail.js'
 import type { KnownDevice, TrustBook } from './trust-book.js'
@@ -14,6 +15,8 @@ import type { KnownDevice, TrustBook } from './trust-book.js'
 export interface PeersOptions {
   readonly book: TrustBook
   readonly isRevoked: (device: DeviceId) => boolean
+  /** Whether the CA of a device counts for nothing: then only statements about it are fetched. */
+  readonly isOver: (known: KnownDevice) => boolean
   readonly credentials: (known: KnownDevice) => Promise<PeerCredentials>
   readonly couch: { readonly url: string, readonly agent: HttpAgent }
   /** The login that may write what is pulled from a device. */
@@ -23,6 +26,8 @@ export interface PeersOptions {
   readonly clock: Clock
   readonly logger: Logger
   readonly emit: (event: object) => void
+  /** Called with every mail, for what it says about trust; `user` is the CA that the link was proved by. */
+  readonly onTrustMail: (device: DeviceId, mail: unknown, origin: MailOrigin, user: UserId) => void
 }
 
 const FIRST_RETRY_MS = 1_000
@@ -43,12 +48,17 @@ export class Peers {
    * where an address is new. Resolves when what had to end has ended. */
   async reconcile (): Promise<void> {
     if (this.#isStopping) return
-    const { book, isRevoked } = this.#options
-    const gone = [...this.#peers.values()].filter(({ device }) => !book.known.has(device) || isRevoked(device))
+    const { book, isRevoked, isOver } = this.#options
+    const gone = [...this.#peers.values()].filter(({ device, user, isOver: was }) => {
+      const known = book.known.get(device)
+      // What an earlier CA proved is no proof under the one that followed: such a link begins anew.
+      return known === undefined || isRevoked(device) || known.user !== user || isOver(known) !== was
+    })
     for (const { device } of gone) this.#peers.delete(device)
     await Promise.all(gone.map(peer => peer.stop()))
     for (const known of book.known.values()) {
-      if (isRevoked(known.device)) continue
+      // A client runs no patchcord: there is nothing to reach.
+      if (isRevoked(known.device) || known.relation === 'client') continue
       const peer = this.#peers.get(known.device)
       if (peer === undefined) this.#peers.set(known.device, new Peer(known.device, this.#options))
       else peer.reconcile()
@@ -91,6 +101,9 @@ interface Wanted { readonly database: DatabaseName, readonly as: DatabaseName }
 export class Peer {
   readonly device: DeviceId
   readonly link: PeerLink
+  /** The CA that certified it when the link began, and whether that counted for nothing. */
+  readonly user: UserId
+  readonly isOver: boolean
   readonly #options: PeersOptions
   readonly #pulls = new Map<string, Pull>()
   readonly #retries = new Map<string, { readonly timer: Timer, readonly delay: number }>()
@@ -106,11 +119,17 @@ export class Peer {
     this.device = device
     this.#options = options
     const { clock, logger, credentials } = options
+    this.user = this.#known().user
+    this.isOver = options.isOver(this.#known())
     this.link = new PeerLink({
-      device, clock, logger,
+      device, clock, logger, isOver: this.isOver,
       credentials: () => credentials(this.#known()),
       addresses: () => this.#addresses(),
-      onMail: mail => { this.#received(mail) },
+      onMail: mail => {
+        this.#received(mail)
+        options.onTrustMail(device, mail, 'admitted', this.user)
+      },
+      onRestrictedMail: (mail, origin) => { options.onTrustMail(device, mail, origin, this.user) },
       onChange: () => { this.#linkChanged() },
     })
   }
@@ -151,7 +170,8 @@ export class Peer {
   }
 
   status (): PeerStatus {
-    const { user, name, relation } = this.#known()
+    const { user, name, relation: known } = this.#known()
+    const relation = known === 'own' ? known : 'peer'
     const { connected, address, since, problem } = this.link
     return {
       device: this.device, user, name, relation, connected,

@@ -38,6 +38,9 @@ export async function hostInProcess ({ env, logger, clock }: ServerHostOptions):
   return { pid: undefined, addresses: server.addresses, update: part => server.update(part), stop: () => server.stop() }
 }
 
+/** No server: what the agent has in place of one while it does not serve. */
+export const haltedHost: ServerHost = Object.freeze({ pid: undefined, addresses: [], update: () => Promise.resolve({ cut: 0 }), stop: () => Promise.resolve() })
+
 /** Starts `patchcord-server` and keeps it running. Throws what the server itself said when it did not come
  * up the first time. */
 export async function hostChild (options: ServerHostOptions): Promise<ServerHost> {

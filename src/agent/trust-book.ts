@@ -5,9 +5,11 @@ import { PatchcordError } from '../core/errors.js'
 import { cut, type DatabaseName, type DeviceId, type UserId } from '../core/ids.js'
 import { databaseName, deviceId, userId } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
+import { readAuthority } from '../identity/authority.js'
 import { buildTrust, type Trust, type WhitelistEntry } from '../identity/admission.js'
 import { DEFAULT_GRANTS, readGrants, writeGrants } from '../identity/grants.js'
-import { Revocations, type Revocation } from '../identity/revocations.js'
+import { effectiveRevocations, Revocations, type Revocation } from '../identity/revocations.js'
+import { OWN_GRANT } from '../identity/trust.js'
 import { readWhitelist, writeWhitelist } from '../identity/whitelist.js'
 import type { Grant } from '../policy/principal.js'
 
@@ -17,7 +19,8 @@ export interface KnownDevice {
   /** The CA that certifies it. */
   readonly user: UserId
   readonly name: string
-  readonly relation: 'own' | 'peer'
+  /** `client`: a certificate that `export` made for something that cannot run patchcord. It only reads. */
+  readonly relation: 'own' | 'peer' | 'client'
   /** PEM of that CA. */
   readonly ca: string
   readonly addresses: readonly string[]
@@ -34,11 +37,26 @@ export interface Accepted {
 
 const name = v.pipe(v.string(), v.minLength(1), v.maxLength(100))
 const Known = v.strictObject({
-  device: deviceId, user: userId, name, relation: v.picklist(['own', 'peer']), ca: v.string(), addresses: v.array(v.string()),
+  device: deviceId, user: userId, name, relation: v.picklist(['own', 'peer', 'client']), ca: v.string(), addresses: v.array(v.string()),
   certificate: v.optional(v.strictObject({ notBefore: v.number(), notAfter: v.number() })),
 })
 const AcceptedShape = v.strictObject({ peer: deviceId, database: databaseName, as: databaseName, access: v.picklist(['read', 'write']) })
 const PeersShape = v.strictObject({ version: v.literal(1), devices: v.array(Known), accepted: v.array(AcceptedShape) })
+
+/** What became of CAs, laid over what is written down (agent/trust-life.ts works it out). */
+export interface Overlay {
+  /** Whether nothing that this CA certifies counts: it is retired or frozen, or another one followed. */
+  readonly isOver: (ca: UserId) => boolean
+  /** The CA that counts for this one now. */
+  readonly heir: (ca: UserId) => UserId
+  /** Own devices between two CAs: by their key alone they may fetch their mail. */
+  readonly bridged: ReadonlySet<DeviceId>
+}
+
+const NO_OVERLAY: Overlay = { isOver: () => false, heir: ca => ca, bridged: new Set() }
+
+/** The grant of own devices between two CAs. No device ID is spelt so. */
+export const BRIDGE_GRANT = 'bridge'
 
 /** The most addresses remembered for one device; the oldest goes first. */
 const MOST_ADDRESSES = 8
@@ -52,6 +70,7 @@ export class TrustBook {
   #grants: Readonly<Record<string, Grant>>
   #known: ReadonlyMap<DeviceId, KnownDevice>
   #accepted: readonly Accepted[]
+  #overlay: { readonly own: UserId, readonly of: Overlay } | undefined
 
   private constructor (root: string, revocations: Revocations, whitelist: readonly WhitelistEntry[], grants: Readonly<Record<string, Grant>>, peers: v.InferOutput<typeof PeersShape>) {
     this.#root = root
@@ -68,20 +87,59 @@ export class TrustBook {
     return new TrustBook(root, await Revocations.open(root), await readWhitelist(root), await readGrants(root), peers)
   }
 
-  get whitelist (): readonly WhitelistEntry[] { return this.#whitelist }
-  get grants (): Readonly<Record<string, Grant>> { return this.#grants }
+  /** The whitelist as it counts now: without entries whose CA is over, with those of bridged devices. */
+  get whitelist (): readonly WhitelistEntry[] {
+    const overlay = this.#overlay?.of
+    if (overlay === undefined) return this.#whitelist
+    const bridged = [...overlay.bridged].map(device => ({ name: this.#known.get(device)?.name ?? device, device, grant: BRIDGE_GRANT }))
+    return [...this.#whitelist.filter(({ device, ca }) => !(device !== undefined && overlay.bridged.has(device)) && !(ca !== undefined && overlay.isOver(readAuthority(ca).user))), ...bridged]
+  }
+
+  /** The grants as they count now: no `own` while this user's CA is over. */
+  get grants (): Readonly<Record<string, Grant>> {
+    if (this.#overlay === undefined) return this.#grants
+    const { own, of: overlay } = this.#overlay
+    const { [OWN_GRANT]: ownGrant, ...others } = this.#grants
+    return { ...overlay.bridged.size > 0 ? { [BRIDGE_GRANT]: NO_GRANT } : {}, ...others, ...ownGrant === undefined || overlay.isOver(own) ? {} : { [OWN_GRANT]: ownGrant } }
+  }
+
   get known (): ReadonlyMap<DeviceId, KnownDevice> { return this.#known }
   get accepted (): readonly Accepted[] { return this.#accepted }
 
   /** The devices that are refused, under the user CA that is ours now. */
   revoked (userCa: string): DeviceId[] {
     const own = new Set([...this.#known.values()].filter(({ relation }) => relation === 'own').map(({ device }) => device))
-    return this.#revocations.devices(this.trust(userCa, []), own)
+    const heir = this.#overlay?.of.heir ?? NO_OVERLAY.heir
+    // What a CA took away stays taken away when another one followed it.
+    const records = this.#revocations.records.map(record => ({ ...record, ca: heir(record.ca) }))
+    return effectiveRevocations(records, this.trust(userCa, []), own)
+  }
+
+  get revocations (): readonly Revocation[] { return this.#revocations.records }
+
+  /** Lays what became of CAs over the book, for the user whose CA this is. Nothing is written. */
+  overlay (own: UserId, overlay: Overlay): void {
+    this.#overlay = { own, of: overlay }
+  }
+
+  /** Writes down that another CA followed: whoever was known with the old one is known with the new one. */
+  async replaceCa (from: UserId, to: UserId, pem: string): Promise<void> {
+    const isOld = (ca: string | undefined): boolean => ca !== undefined && readAuthority(ca).user === from
+    if (this.#whitelist.some(({ ca }) => isOld(ca))) await this.#writeWhitelist(this.#whitelist.map(entry => isOld(entry.ca) ? { ...entry, ca: pem } : entry))
+    const known = new Map([...this.#known].map(([device, one]) => [device, one.user === from ? { ...one, user: to, ca: pem } : one]))
+    await this.#writePeers(known, this.#accepted)
+  }
+
+  /** Drops devices altogether, with what they were granted. */
+  async forget (devices: ReadonlySet<DeviceId>): Promise<void> {
+    await this.#writeWhitelist(this.#whitelist.filter(({ device }) => device === undefined || !devices.has(device)))
+    await this.#writeGrants(Object.fromEntries(Object.entries(this.#grants).filter(([name]) => !devices.has(name as DeviceId))))
+    await this.#writePeers(new Map([...this.#known].filter(([device]) => !devices.has(device))), this.#accepted.filter(({ peer }) => !devices.has(peer)))
   }
 
   /** What admission decides by. `revoked` is worked out from it unless given. */
   trust (userCa: string, revoked: readonly DeviceId[] = this.revoked(userCa)): Trust {
-    return buildTrust({ userCa, whitelist: this.#whitelist, revoked, grants: this.#grants })
+    return buildTrust({ userCa, whitelist: this.whitelist, revoked, grants: this.grants })
   }
 
   /** The device that a person means: its ID, the start of one (6 characters or more), or its name. Throws
@@ -128,6 +186,7 @@ export class TrustBook {
   /** `access` undefined takes the database away. */
   async grant (known: KnownDevice, database: DatabaseName, access: 'read' | 'write' | undefined): Promise<Grant> {
     if (known.relation === 'own') throw new PatchcordError('usage', `${known.name} is your own device: it has every database already`, { hint: 'share with devices of other people' })
+    if (known.relation === 'client' && access === 'write') throw new PatchcordError('usage', `${known.name} is a client: it only reads`, { hint: 'share without --write' })
     const before = this.grantOf(known)
     const { [database]: _gone, ...others } = before.databases
     const grant: Grant = { ...before, databases: access === undefined ? others : { ...others, [database]: access } }
@@ -167,6 +226,11 @@ export class TrustBook {
 
   async revoke (revocation: Revocation): Promise<void> {
     await this.#revocations.add([revocation])
+  }
+
+  /** Takes verified records in; whether any was new. */
+  async addRevocations (records: readonly Revocation[]): Promise<boolean> {
+    return await this.#revocations.add(records)
   }
 
   async #writePeers (known: ReadonlyMap<DeviceId, KnownDevice>, accepted: readonly Accepted[]): Promise<void> {

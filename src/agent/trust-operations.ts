@@ -3,7 +3,7 @@ import { PatchcordError } from '../core/errors.js'
 import { cut, parseDatabaseName } from '../core/ids.js'
 import type { DeviceInfo, OperationTable } from '../control/operations.js'
 import { expectPrincipal, isRefusal } from '../identity/admission.js'
-import { parseBundle, parseRequest } from '../identity/bundle.js'
+import { formatRecoveryKey, parseBundle, parseIssue, parseRequest } from '../identity/bundle.js'
 import { deviceIdOf } from '../identity/keys.js'
 import { REASON, signRevocation, type SignedRecord } from '../identity/revocation.js'
 import { canonicalise } from '../policy/canonical.js'
@@ -11,15 +11,16 @@ import { decide, needsFacts } from '../policy/decide.js'
 import { route } from '../policy/route.js'
 import type { Agent } from './agent.js'
 import { label, pemText, readArguments, text } from './arguments.js'
+import { bundleOf } from './renewal.js'
 import { parseShare, type KnownDevice } from './trust-book.js'
 
 /** Who this device is, and whom it trusts. Changes of trust run one after the other. */
 export function trustOperations (agent: Agent): Pick<OperationTable, 'identity' | 'device-request' | 'device-issue' | 'device-install' | 'trust' | 'devices' | 'rename' | 'revoke' | 'connect' | 'explain'> {
-  const { book, keystore, store } = agent
+  const { book, cas, keystore, store } = agent
   return {
     identity: async () => {
       const { device, user, hasCaKey, notBefore, notAfter } = keystore.identity
-      return { device, user, name: agent.name, hasCaKey, notBefore: new Date(notBefore).toISOString(), notAfter: new Date(notAfter).toISOString(), bundle: keystore.bundle() }
+      return { device, user, name: agent.name, hasCaKey, notBefore: new Date(notBefore).toISOString(), notAfter: new Date(notAfter).toISOString(), bundle: keystore.bundle() + formatRecoveryKey(cas.recoveryKey(user)) }
     },
 
     'device-request': async () => ({ request: await keystore.request() }),
@@ -28,41 +29,48 @@ export function trustOperations (agent: Agent): Pick<OperationTable, 'identity' 
       const { request, name } = readArguments(v.strictObject({ request: pemText, name: v.exactOptional(label) }), args)
       const device = deviceIdOf(parseRequest(request).deviceSpki)
       return await agent.serially(async () => {
-        if (agent.revoked.has(device)) throw new PatchcordError('refused', `device ${device} is revoked`, { hint: 'give it a fresh key' })
+        if (agent.revoked.has(device)) throw new PatchcordError('refused', `device ${device} is revoked`, { hint: 'give it a fresh key: patchcord identity renew-key' })
+        if (cas.isOver(keystore.identity.user)) throw new PatchcordError('refused', 'your user CA is over: what it certifies counts for nothing', { hint: '`patchcord status` says what to do' })
         if (device === keystore.identity.device) throw new PatchcordError('refused', 'this request is this device\'s own', { hint: 'take it to the device that holds the user CA' })
         const known = book.known.get(device)
-        if (known?.relation === 'peer') throw new PatchcordError('refused', `${known.name} is somebody else's device`, { hint: 'revoke it first if it is to become yours' })
+        if (known !== undefined && known.relation !== 'own') throw new PatchcordError('refused', `${known.name} is somebody else's device`, { hint: 'revoke it first if it is to become yours' })
         const certificates = await keystore.issue(request)
-        const issued = parseBundle(bundleIn(certificates))
+        const issued = parseBundle(bundleOf(certificates))
         await book.remember({ device, user: issued.user, name: name ?? known?.name ?? `device ${device.slice(0, 8)}`, relation: 'own', ca: issued.userCa, addresses: known?.addresses ?? [], certificate: { notBefore: issued.notBefore, notAfter: issued.notAfter } })
         await agent.apply('giving')
-        return { device, certificates }
+        return { device, certificates: certificates + formatRecoveryKey(cas.recoveryKey(issued.user)) }
       })
     },
 
     'device-install': async args => {
       const { certificates } = readArguments(v.strictObject({ certificates: pemText }), args)
       return await agent.serially(async () => {
-        if (book.known.size > 0 && parseBundle(bundleIn(certificates)).user !== keystore.identity.user) {
+        if (book.known.size > 0 && parseBundle(bundleOf(certificates)).user !== keystore.identity.user) {
           throw new PatchcordError('refused', `this device already knows ${book.known.size} other${book.known.size === 1 ? '' : 's'}: as another user's device it would keep their trust`, { hint: 'start it with a fresh --home, or revoke those devices first' })
         }
+        const { userCa, recoveryKey } = parseIssue(certificates)
         const { device, user } = await keystore.installIssued(certificates)
+        await cas.pin(userCa, recoveryKey)
+        await agent.life.follow()
         await agent.apply('taking')
         return { device, user }
       })
     },
 
     trust: async args => {
-      const { bundle: pem, name, at, share = [] } = readArguments(v.strictObject({ bundle: pemText, name: label, at: v.exactOptional(text), share: v.exactOptional(v.array(text)) }), args)
+      const { bundle: pem, name, at, share = [], newRecoveryKey = false } = readArguments(v.strictObject({ bundle: pemText, name: label, at: v.exactOptional(text), share: v.exactOptional(v.array(text)), newRecoveryKey: v.exactOptional(v.boolean()) }), args)
       const shares = Object.fromEntries(share.map(one => parseShare(one, parseDatabaseName)))
-      const { device, user, userCa, notBefore, notAfter } = parseBundle(pem)
+      const { device, user, userCa, recoveryKey, notBefore, notAfter } = parseBundle(pem)
       return await agent.serially(async () => {
         if (agent.revoked.has(device)) throw new PatchcordError('refused', `device ${device} is revoked`, { hint: 'a revoked device needs a fresh key' })
         if (user === keystore.identity.user) throw new PatchcordError('refused', 'this bundle is of your own device: it is trusted already', { hint: 'tell where it is: patchcord connect <device> --at <host>:<port>' })
         const before = book.known.get(device)
-        if (before !== undefined && before.user !== user) throw new PatchcordError('refused', `${before.name} is known as the device of another user`, { hint: `if it changed hands, revoke it first: patchcord revoke ${device}` })
+        if (cas.isOver(user)) throw new PatchcordError('refused', 'the user CA of this bundle is retired, frozen or was replaced', { hint: 'ask its person for a fresh bundle: patchcord identity --export' })
+        if (before !== undefined && before.user !== user && !cas.isOver(before.user)) throw new PatchcordError('refused', `${before.name} is known as the device of another user`, { hint: `if it changed hands, revoke it first: patchcord revoke ${device}` })
         let known: KnownDevice = { device, user, name, relation: 'peer', ca: userCa, addresses: before?.addresses ?? [], certificate: { notBefore, notAfter } }
+        await cas.pin(userCa, recoveryKey, newRecoveryKey)
         await book.trustPeer(known, shares)
+        await agent.life.follow()
         if (at !== undefined) known = await book.addAddress(known, at)
         await agent.apply('giving')
         return describe(agent, known)
@@ -75,7 +83,7 @@ export function trustOperations (agent: Agent): Pick<OperationTable, 'identity' 
       const { device, name } = readArguments(v.strictObject({ device: text, name: label }), args)
       return await agent.serially(async () => {
         const known = { ...book.find(device), name }
-        if (known.relation === 'peer') await book.trustPeer(known, {})
+        if (known.relation !== 'own') await book.trustPeer(known, {})
         else await book.remember(known)
         await agent.apply('giving')
         return describe(agent, known)
@@ -87,15 +95,15 @@ export function trustOperations (agent: Agent): Pick<OperationTable, 'identity' 
       return await agent.serially(async () => {
         if (device === keystore.identity.device) throw new PatchcordError('refused', 'this is the device you sit at: revoking it here would only lock you out of your own', { hint: 'revoke it from another of your devices' })
         const known = book.find(device)
-        const body = { ca: keystore.identity.user, device: known.device, issuedAt: agent.clock.now(), reason: REASON.unspecified }
+        const body = { ca: keystore.identity.user, device: known.device, issuedAt: agent.life.renewal.now(), reason: REASON.unspecified }
         let signed: SignedRecord | undefined
         if (keystore.identity.hasCaKey) signed = await keystore.withCaKey(caKey => Promise.resolve(signRevocation(body, caKey)))
         await book.revoke({ ...body, decided: 'here', ...signed === undefined ? {} : { signed } })
         await book.forgetAccepted(known.device)
         const connectionsCut = await agent.apply('taking')
-        const others = [...book.known.values()].some(other => !agent.revoked.has(other.device))
         agent.emit({ event: 'revoked', device: known.device, connectionsCut })
-        return { device: known.device, connectionsCut, spread: others ? 'pending' as const : 'done' as const }
+        // Signed, it is in everybody's mail from now on; unsigned, a CA holder's person has to confirm it.
+        return { device: known.device, connectionsCut, spread: signed === undefined ? 'pending' as const : 'done' as const }
       })
     },
 
@@ -124,12 +132,6 @@ export function trustOperations (agent: Agent): Pick<OperationTable, 'identity' 
       return { allowed, status, rule, reason }
     },
   }
-}
-
-/** The device certificate and the CA of what `device issue` wrote: its first and its last block. */
-function bundleIn (certificates: string): string {
-  const blocks = certificates.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----\n?/g) ?? []
-  return `${blocks[0] ?? ''}${blocks.at(-1) ?? ''}`
 }
 
 /** A device that is known, or an own one by its full ID: what it shows must be signed by this user's CA. */

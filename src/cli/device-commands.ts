@@ -1,13 +1,12 @@
-import { readFile, writeFile } from 'node:fs/promises'
-import { fileError, PatchcordError } from '../core/errors.js'
 import type { DeviceInfo } from '../control/operations.js'
 import type { Context } from './context.js'
+import { readText, writeNew } from './files.js'
 
 // Who this device is, and whom it trusts.
 
 export async function identity ({ client, output }: Context, { export: path }: { export?: string }): Promise<void> {
   const { bundle, ...who } = await client.call('identity', {})
-  if (path !== undefined) await save(path, bundle)
+  if (path !== undefined) await writeNew(path, bundle)
   output.object({ ...who, ...path === undefined ? {} : { bundle: path } })
   output.table([
     ['device', who.device], ['user', who.user], ['name', who.name],
@@ -19,26 +18,26 @@ export async function identity ({ client, output }: Context, { export: path }: {
 
 export async function deviceRequest ({ client, output }: Context, { output: path }: { output: string }): Promise<void> {
   const { request } = await client.call('device-request', {})
-  await save(path, request)
+  await writeNew(path, request)
   output.object({ event: 'requested', path })
   output.line(`wrote ${path}; take it to the device that holds your user CA: patchcord device issue ${path} -o <pem>`)
 }
 
 export async function deviceIssue ({ client, output }: Context, csr: string, { output: path, name }: { output: string, name?: string }): Promise<void> {
-  const { device, certificates } = await client.call('device-issue', { request: await load(csr), ...name === undefined ? {} : { name } })
-  await save(path, certificates)
+  const { device, certificates } = await client.call('device-issue', { request: await readText(csr), ...name === undefined ? {} : { name } })
+  await writeNew(path, certificates)
   output.object({ event: 'issued', device, path })
   output.line(`wrote ${path} for device ${device}; take it back there: patchcord device install ${path}`)
 }
 
 export async function deviceInstall ({ client, output }: Context, pem: string): Promise<void> {
-  const installed = await client.call('device-install', { certificates: await load(pem) })
+  const installed = await client.call('device-install', { certificates: await readText(pem) })
   output.object({ event: 'installed', ...installed })
   output.line(`this device now belongs to user ${installed.user}`)
 }
 
-export async function trust ({ client, output }: Context, bundle: string, { name, at, share }: { name: string, at?: string, share?: string[] }): Promise<void> {
-  const device = await client.call('trust', { bundle: await load(bundle), name, ...at === undefined ? {} : { at }, ...share === undefined ? {} : { share } })
+export async function trust ({ client, output }: Context, bundle: string, { name, at, share, newRecoveryKey = false }: { name: string, at?: string, share?: string[], newRecoveryKey?: boolean }): Promise<void> {
+  const device = await client.call('trust', { bundle: await readText(bundle), name, ...at === undefined ? {} : { at }, ...share === undefined ? {} : { share }, ...newRecoveryKey ? { newRecoveryKey } : {} })
   output.object(device)
   output.line(`${name} is trusted: ${grantText(device)}`)
 }
@@ -59,7 +58,7 @@ export async function revoke ({ client, output }: Context, device: string): Prom
   const revoked = await client.call('revoke', { device })
   output.object({ event: 'revoked', ...revoked })
   output.line(`revoked: ${revoked.connectionsCut} connection${revoked.connectionsCut === 1 ? '' : 's'} cut`)
-  if (revoked.spread === 'pending') output.line('your other devices do not know yet: revoke it there too')
+  if (revoked.spread === 'pending') output.line('this device does not hold your CA key, so it alone refuses it now: revoke it on the one that does')
 }
 
 export async function connect ({ client, output }: Context, device: string, { at }: { at: string }): Promise<void> {
@@ -77,19 +76,4 @@ export async function explain ({ client, output }: Context, device: string, meth
 function grantText ({ grant }: DeviceInfo): string {
   const databases = Object.entries(grant.databases).map(([name, access]) => `${access} ${name}`)
   return databases.length === 0 ? 'nothing yet; share a database with it' : databases.join(', ')
-}
-
-const MOST_PEM_BYTES = 64 * 1024
-
-async function load (path: string): Promise<string> {
-  const bytes = await readFile(path).catch((error: unknown) => { throw fileError(error, path) })
-  if (bytes.length > MOST_PEM_BYTES) throw new PatchcordError('usage', `${path} is too large for a bundle`, { hint: 'give the PEM file that the other device wrote' })
-  return bytes.toString('utf8')
-}
-
-async function save (path: string, text: string): Promise<void> {
-  await writeFile(path, text, { flag: 'wx' }).catch((error: unknown) => {
-    if ((error as NodeJS.ErrnoException).code === 'EEXIST') throw new PatchcordError('already-exists', `${path} is there already`, { hint: 'choose another path, or remove it first' })
-    throw fileError(error, path)
-  })
 }

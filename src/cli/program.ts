@@ -1,5 +1,6 @@
 import { Command, CommanderError } from 'commander'
 import { contextOf, type CliIo, type CommonOptions, type Context } from './context.js'
+import * as ca from './ca-commands.js'
 import * as device from './device-commands.js'
 import * as file from './file-commands.js'
 import { Output } from './output.js'
@@ -84,8 +85,26 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .option('--join', 'ask for the code')
     .option('--link-only', 'show no code: only the link works')
     .option('--replace-user', 'become another user\'s device although this one knows others, whose trust is lost')
-  command(program, 'identity', 'who this device is', 'patchcord identity --export laptop.pem', device.identity)
+  const identity = command(program, 'identity', 'who this device is', 'patchcord identity --export laptop.pem', device.identity)
     .option('--export <bundle.pem>', 'write the device certificate and its CA, for others to trust')
+  command(identity, 'renew-key', 'make a fresh device key: another device ID, which others have to trust anew', 'patchcord identity renew-key --yes', ca.renewKey)
+    .option('--yes', 'do it without asking')
+  const passphrase = (made: Command): Command => made.option('--passphrase-file <path>', 'its first line is the passphrase; - is stdin. Without it the terminal is asked')
+  const authority = command(program, 'ca', 'your user CA: its kit, its end, and what follows it', 'patchcord ca export kit.json')
+  passphrase(command(authority, 'export <kit>', 'write the CA key and a recovery key to a kit under a passphrase', 'patchcord ca export /media/stick/kit.json', ca.caExport))
+    .option('--replace', 'make another recovery key though there is a kit: those who pinned the old one must pair again')
+  passphrase(command(authority, 'import <kit>', 'take the CA key out of a kit, on another device of yours or a fresh one', 'patchcord ca import kit.json', ca.caImport))
+  passphrase(command(authority, 'retire', 'end the trust in everything that your CA certified, for good', 'patchcord ca retire --yes', ca.caRetire))
+    .option('--kit <kit>', 'sign with the key in this kit, where the device does not hold it')
+    .option('--yes', 'do it without asking')
+  passphrase(command(authority, 'succeed <kit>', 'put a new CA in the place of yours, which others follow by themselves', 'patchcord ca succeed kit.json --new-kit kit-2.json --keep desktop --yes', ca.caSucceed))
+    .requiredOption('--new-kit <path>', 'where to write the kit of the new CA')
+    .option('--keep <device...>', 'own devices to certify anew; the others are revoked')
+    .option('--yes', 'do it without asking')
+  passphrase(command(program, 'export', 'make a certificate for a browser, a phone or curl: it may read the databases named', 'patchcord export --p12 phone.p12 --name Phone --share photos', ca.exportClient))
+    .requiredOption('--p12 <file>', 'where to write it')
+    .requiredOption('--name <label>', 'what it is called in `patchcord devices`')
+    .option('--share <database...>', 'what it may read')
   const devices = command(program, 'device', 'make another device your own, by files', 'patchcord device request -o request.pem')
   command(devices, 'request', 'write a request that your CA holder can answer', 'patchcord device request -o request.pem', device.deviceRequest)
     .requiredOption('-o, --output <csr>', 'where to write it')
@@ -97,6 +116,7 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .requiredOption('--name <label>', 'what the device is called here')
     .option('--at <host:port>', 'where it is')
     .option('--share <database...>', 'what it may have: <database>, <database>:read or <database>:write')
+    .option('--new-recovery-key', 'pin the recovery key of this bundle in the place of the one known before')
   command(program, 'devices', 'the devices that are trusted, and with what', 'patchcord devices', device.devices)
   command(program, 'rename <device> <name>', 'call a device something else', 'patchcord rename "device abcd2345" desktop', device.rename)
   command(program, 'revoke <device>', 'end the trust in a device, at once and for good', 'patchcord revoke friend', device.revoke)

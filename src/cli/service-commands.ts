@@ -49,6 +49,14 @@ export async function status ({ client, output }: Context): Promise<void> {
     ['database', `${now.couch.url} (${now.couch.kind})`],
     ['server', now.server.pid === null ? 'not running; it is being started again' : `process ${now.server.pid}`],
   ])
+  if (now.stopped !== null) {
+    output.line(`this device does not serve: ${now.stopped.reason}`)
+    output.line(`  hint: ${now.stopped.hint}`)
+  }
+  for (const { text, hint } of now.notices) {
+    output.line(`note: ${text}`)
+    output.line(`  hint: ${hint}`)
+  }
   for (const peer of now.peers) {
     output.line()
     output.line(`${peer.name} (${peer.relation === 'own' ? 'your own device' : 'somebody else\'s'}): ${peer.connected ? `connected at ${peer.address} since ${peer.since}` : `not connected${peer.problem === null ? '' : `: ${peer.problem}`}`}`)

@@ -15,7 +15,7 @@ export interface Operations {
   'device-request': { args: object, result: { request: string } }
   'device-issue': { args: { request: string, name?: string }, result: { device: string, certificates: string } }
   'device-install': { args: { certificates: string }, result: { device: string, user: string } }
-  trust: { args: { bundle: string, name: string, at?: string, share?: string[] }, result: DeviceInfo }
+  trust: { args: { bundle: string, name: string, at?: string, share?: string[], newRecoveryKey?: boolean }, result: DeviceInfo }
   devices: { args: object, result: { devices: DeviceInfo[] } }
   rename: { args: { device: string, name: string }, result: DeviceInfo }
   revoke: { args: { device: string }, result: { device: string, connectionsCut: number, spread: 'done' | 'pending' } }
@@ -31,6 +31,12 @@ export interface Operations {
   add: { args: { paths: string[], to?: string }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
   ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
   get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferProgress, result: { id: string, size: number, seconds: number, sources: string[] } }
+  'ca-export': { args: { passphrase: string, replace?: boolean }, result: { kit: string, user: string } }
+  'ca-import': { args: { kit: string, passphrase: string }, result: { device: string, user: string } }
+  'ca-retire': { args: { kit?: string, passphrase?: string }, result: { user: string } }
+  'ca-succeed': { args: { kit: string, passphrase: string, newPassphrase?: string, keep?: string[] }, result: { user: string, was: string, kit: string, kept: string[], revoked: string[] } }
+  'renew-key': { args: object, result: { device: string, user: string, was: { device: string, user: string } } }
+  'export-client': { args: { name: string, share: string[], passphrase: string }, result: { device: string, p12: string, notAfter: string } }
   events: { args: object, event: object, result: object }
 }
 
@@ -57,7 +63,17 @@ export interface Status {
   bridge: string
   couch: { url: string, kind: 'embedded' | 'couchdb' }
   server: { pid: number | null, confined: string | null }
+  /** Why this device does not serve, and what to do; null while it does. */
+  stopped: { reason: string, hint: string } | null
+  /** What the person should know and do. */
+  notices: Notice[]
   peers: PeerStatus[]
+}
+
+export interface Notice {
+  about: string
+  text: string
+  hint: string
 }
 
 export interface PeerStatus {
@@ -78,7 +94,7 @@ export interface DeviceInfo {
   device: string | null
   user: string | null
   name: string
-  relation: 'own' | 'peer'
+  relation: 'own' | 'peer' | 'client'
   grant: { databases: Record<string, 'read' | 'write'>, files: 'all' | 'referenced' }
   addresses: string[]
   certificate: { notBefore: string, notAfter: string } | null

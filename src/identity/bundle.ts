@@ -3,6 +3,7 @@ import type { DeviceId, UserId } from '../core/ids.js'
 import { admitClient, admitServer, buildTrust, isRefusal } from './admission.js'
 import { readAuthorityDer, type Authority } from './authority.js'
 import { createCsr, readCsr } from './csr.js'
+import { keyFormOf } from './key-form.js'
 import { isSignedBy, readLeaf, type Leaf } from './leaf.js'
 import { decodePem, encodePem, type PemBlock } from './pem.js'
 import { OWN_GRANT } from './trust.js'
@@ -18,24 +19,30 @@ export interface Bundle {
   readonly user: UserId
   readonly deviceCertificate: string
   readonly userCa: string
+  /** The public half of that user's recovery key (SubjectPublicKeyInfo), where it was told. */
+  readonly recoveryKey?: Buffer
   readonly notBefore: number
   readonly notAfter: number
 }
 
-/** A device certificate followed by its CA, as PEM. */
-export const formatBundle = (deviceCertificate: string, userCa: string): string => deviceCertificate + userCa
+/** A device certificate followed by its CA, as PEM; after them the recovery key, where there is one. */
+export const formatBundle = (deviceCertificate: string, userCa: string, recoveryKey?: Buffer): string => deviceCertificate + userCa + formatRecoveryKey(recoveryKey)
+
+/** The public half of a recovery key as a PEM block, or nothing. It goes at the end of a bundle or an issue. */
+export const formatRecoveryKey = (recoveryKey: Buffer | undefined): string => recoveryKey === undefined ? '' : encodePem('PUBLIC KEY', recoveryKey)
 
 /** Reads such a bundle. The CA signed the certificate, which would be admitted as that user's device at the
  * time it was made; whether it still is in its dates is for the caller to say, and for admission to
  * decide. Throws `bad-certificate`. */
 export function parseBundle (pem: string): Bundle {
-  const [device, ca] = certificates(pem, 2, 'a device certificate and its CA')
+  const { found: [device, ca], recoveryKey } = certificates(pem, 2, 'a device certificate and its CA')
   const { leaf, authority } = checkDevice(device!.der, ca!.der)
   return Object.freeze({
     device: leaf.deviceId,
     user: authority.user,
     deviceCertificate: encodePem('CERTIFICATE', device!.der),
     userCa: encodePem('CERTIFICATE', ca!.der),
+    ...recoveryKey === undefined ? {} : { recoveryKey },
     notBefore: leaf.notBefore,
     notAfter: leaf.notAfter,
   })
@@ -54,33 +61,33 @@ export const formatIssue = (deviceCertificate: string, serverCertificate: string
 /** Reads such an issue: both certificates are over different keys, good for what they are for and signed
  * by that CA. Dates are judged at `now`, where it is given. Throws `bad-certificate`. */
 export function parseIssue (pem: string, now?: number): Issue {
-  const [device, server, ca] = certificates(pem, 3, 'a device certificate, a server certificate and their CA')
+  const { found: [device, server, ca], recoveryKey } = certificates(pem, 3, 'a device certificate, a server certificate and their CA')
   const { leaf, authority } = checkDevice(device!.der, ca!.der, now)
   const serverLeaf = readLeaf(server!.der)
   const admitted = admitServer({ device: leaf.deviceId, ca: authority, revoked: NOBODY }, serverLeaf, now ?? firstMoment(serverLeaf, authority))
   if (isRefusal(admitted)) throw bad(`the server certificate is refused: ${admitted.reason}`)
   if (serverLeaf.spki.equals(leaf.spki)) throw bad('the server certificate is over the device key, which must stay with the agent')
   return Object.freeze({
-    ...parseBundle(formatBundle(encodePem('CERTIFICATE', device!.der), encodePem('CERTIFICATE', ca!.der))),
+    ...parseBundle(formatBundle(encodePem('CERTIFICATE', device!.der), encodePem('CERTIFICATE', ca!.der), recoveryKey)),
     serverCertificate: encodePem('CERTIFICATE', server!.der),
     deviceSpki: leaf.spki,
     serverSpki: serverLeaf.spki,
   })
 }
 
-/** Two signing requests in one file, of the device key and of the server key, as PEM. */
-export async function formatRequest (deviceKey: KeyObject, serverKey: KeyObject): Promise<string> {
-  return await createCsr(deviceKey) + await createCsr(serverKey)
+/** Two signing requests in one file, of the device key and of the server key, as PEM; both say the nonce. */
+export async function formatRequest (deviceKey: KeyObject, serverKey: KeyObject, nonce?: string): Promise<string> {
+  return await createCsr(deviceKey, nonce) + await createCsr(serverKey, nonce)
 }
 
-/** Reads such a file for its two public keys. Throws `bad-certificate` unless each request is signed by
- * the key that it names, and the keys differ. */
-export function parseRequest (pem: string): { deviceSpki: Buffer, serverSpki: Buffer } {
-  const [device, server] = blocks(pem, 'CERTIFICATE REQUEST', 2, 'two signing requests, of the device key and of the server key')
-  const deviceSpki = readCsr(device!.der).spki
-  const serverSpki = readCsr(server!.der).spki
+/** Reads such a file for its two public keys, and the nonce where both requests say the same one. Throws
+ * `bad-certificate` unless each request is signed by the key that it names, and the keys differ. */
+export function parseRequest (pem: string): { deviceSpki: Buffer, serverSpki: Buffer, nonce?: string } {
+  const [device, server] = blocks(decodePem(pem), 'CERTIFICATE REQUEST', 2, 'two signing requests, of the device key and of the server key')
+  const { spki: deviceSpki, nonce } = readCsr(device!.der)
+  const { spki: serverSpki, nonce: serverNonce } = readCsr(server!.der)
   if (deviceSpki.equals(serverSpki)) throw bad('both requests are over one key; the server key must be another than the device key')
-  return { deviceSpki, serverSpki }
+  return { deviceSpki, serverSpki, ...nonce === undefined || nonce !== serverNonce ? {} : { nonce } }
 }
 
 /** A device certificate and its CA, judged by the predicate that would admit it as an own device. Without
@@ -101,10 +108,15 @@ const firstMoment = (leaf: Leaf, authority: Authority): number => Math.max(leaf.
 
 const NOBODY: ReadonlySet<DeviceId> = new Set()
 
-const certificates = (pem: string, count: number, what: string): PemBlock[] => blocks(pem, 'CERTIFICATE', count, what)
+function certificates (pem: string, count: number, what: string): { found: PemBlock[], recoveryKey?: Buffer } {
+  const all = decodePem(pem)
+  const last = all.at(-1)
+  if (last?.label !== 'PUBLIC KEY') return { found: blocks(all, 'CERTIFICATE', count, what) }
+  if (keyFormOf(last.der) !== 'p256') throw bad('the recovery key is not P-256 in the canonical 91-byte form')
+  return { found: blocks(all.slice(0, -1), 'CERTIFICATE', count, what), recoveryKey: last.der }
+}
 
-function blocks (pem: string, label: string, count: number, what: string): PemBlock[] {
-  const found = decodePem(pem)
+function blocks (found: PemBlock[], label: string, count: number, what: string): PemBlock[] {
   if (found.length !== count || found.some(block => block.label !== label)) throw bad(`the file does not hold exactly ${what}`)
   return found
 }

@@ -19,7 +19,8 @@ import { decodeOnePem } from './pem.js'
 //     device.key         P-256, PKCS#8; its hash is the device ID, and it never leaves the agent
 //     server.key         what the confined process gets
 //     current -> 1       which of the folders counts
-//     1/ ca.pem device.pem server.pem, and ca.key on the device that made the CA
+//     1/ ca.pem device.pem server.pem, and ca.key on the device that made the CA; device.key and server.key
+//        where `renewKeys` made fresh ones, which then count instead of those above
 //
 // A numbered folder is complete before it has its name and is never changed after. Becoming another
 // user's device, or a renewal, writes the next folder and then switches `current` by one rename. A crash
@@ -116,10 +117,10 @@ export class Keystore {
   get identity (): Identity { return this.#identity }
 
   /** The device key as PKCS#8 PEM: for outgoing connections of the agent. */
-  async deviceKey (): Promise<string> { return privateKeyToPem(await readKey(join(this.#dir, FILE.deviceKey))) }
+  async deviceKey (): Promise<string> { return privateKeyToPem(await this.#key(FILE.deviceKey)) }
 
   /** The server key as PKCS#8 PEM: for the confined process. */
-  async serverKey (): Promise<string> { return privateKeyToPem(await readKey(join(this.#dir, FILE.serverKey))) }
+  async serverKey (): Promise<string> { return privateKeyToPem(await this.#key(FILE.serverKey)) }
 
   /** Hands `use` the CA's key and certificate (PEM). The key is read for this call and not kept: `use` must
    * not keep it either. Throws `no-ca-key` on a device that does not hold it. */
@@ -131,18 +132,18 @@ export class Keystore {
   /** The device certificate and its CA, as PEM: what others need in order to trust this device. */
   bundle (): string { return formatBundle(this.#identity.deviceCertificate, this.#identity.userCa) }
 
-  /** Signing requests of both keys, as PEM: what a CA holder needs for `issue`. */
-  async request (): Promise<string> {
-    return await formatRequest(await readKey(join(this.#dir, FILE.deviceKey)), await readKey(join(this.#dir, FILE.serverKey)))
+  /** Signing requests of both keys, as PEM: what a CA holder needs for `issue`. `nonce` is what that holder
+   * gave, where it did. */
+  async request (nonce?: string): Promise<string> {
+    return await formatRequest(await this.#key(FILE.deviceKey), await this.#key(FILE.serverKey), nonce)
   }
 
   /** Certifies the keys of a request as an own device, and gives what `installIssued` takes. Whether that
    * device may have it (listed, not revoked) is for the caller to decide first. Throws `no-ca-key`, and
    * `bad-certificate` for a bad request. */
-  async issue (request: string): Promise<string> {
+  async issue (request: string, now = this.#clock.now()): Promise<string> {
     const { deviceSpki, serverSpki } = parseRequest(request)
     return await this.withCaKey(async (caKey, ca) => {
-      const now = this.#clock.now()
       return formatIssue(
         await issueDevice({ ca, caKey, spki: deviceSpki, now }),
         await issueServer({ ca, caKey, spki: serverSpki, device: deviceIdOf(deviceSpki), now }),
@@ -152,29 +153,81 @@ export class Keystore {
 
   /** Takes what a CA holder issued for this device's keys and becomes that user's own device. Throws
    * `bad-certificate`, and keeps the old identity, unless everything holds: keys, signatures, profiles,
-   * dates. A CA key stays only where the CA does. */
-  async installIssued (pem: string): Promise<Identity> {
-    const issued = parseIssue(pem, this.#clock.now())
-    const deviceSpki = spkiOf(await readKey(join(this.#dir, FILE.deviceKey)))
-    const serverSpki = spkiOf(await readKey(join(this.#dir, FILE.serverKey)))
+   * dates (at `now`). A CA key stays only where the CA does. */
+  async installIssued (pem: string, now = this.#clock.now()): Promise<Identity> {
+    const issued = parseIssue(pem, now)
+    const deviceSpki = spkiOf(await this.#key(FILE.deviceKey))
+    const serverSpki = spkiOf(await this.#key(FILE.serverKey))
     if (!issued.deviceSpki.equals(deviceSpki)) throw new PatchcordError('bad-certificate', `the certificate is for device ${issued.device}, not for this one`, { hint: 'send a fresh `patchcord device request` of this device' })
     if (!issued.serverSpki.equals(serverSpki)) throw new PatchcordError('bad-certificate', 'the server certificate is not over the server key of this device', { hint: 'send a fresh `patchcord device request` of this device' })
     const caKey = this.#identity.hasCaKey && issued.user === this.#identity.user
       ? { [FILE.caKey]: await this.withCaKey(async key => privateKeyToPem(key)) }
       : {}
-    await removeUnfinished(this.#dir)
-    const number = String(Number((await numbers(this.#dir)).at(-1) ?? 0) + 1)
-    await writeFolder(this.#dir, number, { [FILE.ca]: issued.userCa, [FILE.device]: issued.deviceCertificate, [FILE.server]: issued.serverCertificate, ...caKey })
-    const identity = await load(this.#dir, number)
-    await pointTo(this.#dir, number)
-    this.#number = number
-    this.#identity = identity
-    return identity
+    return await this.#switchTo({ [FILE.ca]: issued.userCa, [FILE.device]: issued.deviceCertificate, [FILE.server]: issued.serverCertificate, ...caKey })
   }
 
   /** Fresh certificates from the CA key that this device holds, for the same keys. Throws `no-ca-key`. */
-  async renew (): Promise<Identity> {
-    return await this.installIssued(await this.issue(await this.request()))
+  async renew (now?: number): Promise<Identity> {
+    return await this.installIssued(await this.issue(await this.request(), now), now)
+  }
+
+  /** Takes a CA and its key in, out of a kit or made for a succession: this device becomes that user's, or,
+   * where it is so already, also holds the key. Throws `bad-certificate`, and keeps the old identity, where
+   * the two do not belong together or the CA is outside its dates. */
+  async adopt (caKey: KeyObject, ca: string): Promise<Identity> {
+    const files = { [FILE.ca]: ca, [FILE.caKey]: privateKeyToPem(caKey) }
+    return await this.#switchTo({ ...files, ...await this.#certify(caKey, ca, await this.#key(FILE.deviceKey), await this.#key(FILE.serverKey)) })
+  }
+
+  /** Makes fresh keys, so a new device ID, and writes an identity for them that counts from the next `open`
+   * on; this object keeps the old one. Where the CA key is held the new device is the same user's; elsewhere
+   * it begins anew with a user CA of its own. Who it will be. */
+  async renewKeys (): Promise<{ device: DeviceId, user: UserId }> {
+    const now = this.#clock.now()
+    const [{ privateKey: deviceKey }, { privateKey: serverKey }] = await Promise.all([generateKey(), generateKey()])
+    const keys = { [FILE.deviceKey]: privateKeyToPem(deviceKey), [FILE.serverKey]: privateKeyToPem(serverKey) }
+    const withCa = async (caKey: KeyObject, ca: string): Promise<Readonly<Record<string, string>>> =>
+      ({ ...keys, [FILE.ca]: ca, [FILE.caKey]: privateKeyToPem(caKey), ...await this.#certify(caKey, ca, deviceKey, serverKey) })
+    let files: Readonly<Record<string, string>>
+    if (this.#identity.hasCaKey) files = await this.withCaKey(withCa)
+    else {
+      const { privateKey: caKey } = await generateKey()
+      files = await withCa(caKey, await createUserCa(caKey, now))
+    }
+    const { device, user } = await this.#writeNext(files)
+    return { device, user }
+  }
+
+  async #certify (caKey: KeyObject, ca: string, deviceKey: KeyObject, serverKey: KeyObject): Promise<Readonly<Record<string, string>>> {
+    const now = this.#clock.now()
+    return {
+      [FILE.device]: await issueDevice({ ca, caKey, spki: spkiOf(deviceKey), now }),
+      [FILE.server]: await issueServer({ ca, caKey, spki: spkiOf(serverKey), device: deviceIdOf(spkiOf(deviceKey)), now }),
+    }
+  }
+
+  async #key (name: string): Promise<KeyObject> { return await readKey(await keyPath(this.#dir, this.#number, name)) }
+
+  /** Writes the next folder and makes it count. Keys that this one has of its own go along. */
+  async #switchTo (files: Readonly<Record<string, string>>): Promise<Identity> {
+    const own: Record<string, string> = {}
+    for (const name of [FILE.deviceKey, FILE.serverKey]) {
+      const key = await readPrivate(join(this.#dir, this.#number, name))
+      if (key !== undefined) own[name] = key.toString()
+    }
+    const { number, ...identity } = await this.#writeNext({ ...own, ...files })
+    this.#number = number
+    this.#identity = Object.freeze(identity)
+    return this.#identity
+  }
+
+  async #writeNext (files: Readonly<Record<string, string>>): Promise<Identity & { readonly number: string }> {
+    await removeUnfinished(this.#dir)
+    const number = String(Number((await numbers(this.#dir)).at(-1) ?? 0) + 1)
+    await writeFolder(this.#dir, number, files)
+    const identity = await load(this.#dir, number)
+    await pointTo(this.#dir, number)
+    return { ...identity, number }
   }
 }
 
@@ -182,8 +235,8 @@ export class Keystore {
 async function load (dir: string, number: string): Promise<Identity> {
   const folder = join(dir, number)
   await checkFolder(folder)
-  const deviceKey = await readKey(join(dir, FILE.deviceKey))
-  const serverKey = await readKey(join(dir, FILE.serverKey))
+  const deviceKey = await readKey(await keyPath(dir, number, FILE.deviceKey))
+  const serverKey = await readKey(await keyPath(dir, number, FILE.serverKey))
   const [ca, device, server] = await Promise.all([FILE.ca, FILE.device, FILE.server].map(async name => await readText(join(folder, name)))) as [string, string, string]
   const authority = named(join(folder, FILE.ca), () => readAuthority(ca))
   for (const [name, pem] of [[FILE.device, device], [FILE.server, server]] as const) named(join(folder, name), () => readLeaf(decodeOnePem(pem, 'CERTIFICATE')))
@@ -250,6 +303,12 @@ async function checkFolder (path: string): Promise<void> {
   const found = await lstat(path).catch((error: unknown) => { throw fileError(error, path) })
   if (!found.isDirectory()) throw new PatchcordError('bad-state', `${path} is not a folder`)
   if ((found.mode & 0o077) !== 0) throw new PatchcordError('unsafe-mode', `others can enter ${path} (mode ${(found.mode & 0o777).toString(8)})`)
+}
+
+/** Where a key lies: in the folder, where that has its own, else beside all of them. */
+async function keyPath (dir: string, number: string, name: string): Promise<string> {
+  const own = join(dir, number, name)
+  return await readPrivate(own) === undefined ? join(dir, name) : own
 }
 
 // A key file is written under another name first, so one that exists is whole.

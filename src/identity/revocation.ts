@@ -50,13 +50,19 @@ export function signRevocation (body: RevocationBody, caKey: KeyObject): SignedR
 /** What a record from the wire says, after its signature was found to be that of `authority`, which it
  * names. Throws `verification` for anything else, and for every spelling but the canonical one. */
 export function verifyRevocation (record: unknown, authority: Authority): RevocationBody {
-  const parsed = v.safeParse(SignedRecordShape, record)
-  if (!parsed.success) throw bad(parsed.issues[0].message)
-  const body = parseBody(parsed.output)
+  const signed = parseSigned(record)
+  const body = parseBody(signed)
   if (body.ca !== authority.user) throw bad('it names another CA')
-  const sig = fromBase64url(parsed.output.sig)
+  const sig = fromBase64url(signed.sig)
   if (!verify('sha256', encodeBody(body), { key: authority.publicKey, dsaEncoding: 'ieee-p1363' }, sig)) throw bad('its CA did not sign it')
   return body
+}
+
+/** A record of the wire's form, not looked into. Throws `verification`. */
+export function parseSigned (record: unknown): SignedRecord {
+  const parsed = v.safeParse(SignedRecordShape, record)
+  if (!parsed.success) throw bad(parsed.issues[0].message)
+  return parsed.output
 }
 
 /** What a record says, without asking who signed. Throws `verification`. */

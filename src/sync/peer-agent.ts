@@ -5,8 +5,8 @@ import { formatAddress, hostOf, type Address } from '../core/address.js'
 import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
-import { admitServer, isRefusal } from '../identity/admission.js'
-import { readLeaf } from '../identity/leaf.js'
+import { admitServer, isRefusal, type Refusal } from '../identity/admission.js'
+import { readLeaf, type Leaf } from '../identity/leaf.js'
 import { SERVER_NAME } from '../policy/canonical.js'
 
 /** What this device proves itself with, and what it knows of the other. Read anew for each connection. */
@@ -25,6 +25,18 @@ export interface PeerAgentOptions {
   /** Where the peer is now. */
   readonly address: () => Address | undefined
   readonly clock: Clock
+  /** Lets a server in that admission refused, for what is believed by its signatures alone
+   * (restricted-mail.ts). None is, where this is left out. */
+  readonly tolerates?: (refusal: Refusal, leaf: Leaf) => boolean
+}
+
+/** Why a server was refused, with its certificate. */
+export interface RefusedServer extends Refusal { readonly leaf: Leaf }
+
+/** The refusal that an error of a connection stands for, or undefined. */
+export function refusedServer (error: unknown): RefusedServer | undefined {
+  const cause: unknown = error instanceof PatchcordError && error.code === 'verification' ? error.cause : undefined
+  return typeof cause === 'object' && cause !== null && isRefusal(cause) ? cause as RefusedServer : undefined
 }
 
 const CONNECT_MS = 10_000
@@ -93,12 +105,13 @@ export class PeerAgent extends Agent {
     const { key, certificate, ca, revoked } = await credentials()
     const socket = await handshake(to, key, certificate)
     const shown = socket.getPeerX509Certificate()
-    const admitted = shown === undefined
+    const leaf = shown === undefined ? undefined : readLeaf(shown.raw)
+    const admitted = leaf === undefined
       ? { refused: 'unknown', reason: 'the server showed no certificate' } as const
-      : admitServer({ device, ca, revoked }, readLeaf(shown.raw), clock.now())
-    if (isRefusal(admitted)) {
+      : admitServer({ device, ca, revoked }, leaf, clock.now())
+    if (isRefusal(admitted) && !(leaf !== undefined && this.#options.tolerates?.(admitted, leaf) === true)) {
       socket.destroy()
-      throw new PatchcordError('verification', `who answers at ${formatAddress(to)} is not device ${device}: ${admitted.reason}`, { hint: 'check the address; if the device has a new identity, trust it again' })
+      throw new PatchcordError('verification', `who answers at ${formatAddress(to)} is not device ${device}: ${admitted.reason}`, { hint: 'check the address; if the device has a new identity, trust it again', ...leaf === undefined ? {} : { cause: { ...admitted, leaf } satisfies RefusedServer } })
     }
     this.#open.add(socket)
     socket.once('close', () => { this.#open.delete(socket) })

@@ -3,7 +3,8 @@ import type { Clock, Timer } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
-import { askPeer, PeerAgent, readBody, type PeerCredentials } from './peer-agent.js'
+import { askPeer, PeerAgent, readBody, refusedServer, type PeerCredentials } from './peer-agent.js'
+import { fetchRestrictedMail, restrictedOrigin, type MailOrigin } from './restricted-mail.js'
 
 // The sync room: what this device asks of others. Links (here), pulls of databases (pull.ts), downloads of files
 // (download.ts).
@@ -22,6 +23,12 @@ export interface PeerLinkOptions {
   readonly logger: Logger
   /** Called with every new mail of the peer, and awaited before the next is asked for. */
   readonly onMail: (mail: unknown) => Promise<void> | void
+  /** Called with mail that came while the link cannot come up: because our own certificate ended (from an
+   * admitted server), because the peer's did, or because another CA signed it. It is for what is signed. */
+  readonly onRestrictedMail?: (mail: unknown, origin: MailOrigin) => Promise<void> | void
+  /** Whether the pinned CA counts for nothing any more: then the link never comes up, and only looks for what
+   * is signed about that. */
+  readonly isOver?: boolean
   /** Called when the link comes up or goes down. */
   readonly onChange: () => void
 }
@@ -122,8 +129,10 @@ export class PeerLink {
     for (const address of this.#options.addresses()) {
       this.#address = address
       try {
+        if (this.#options.isOver === true) await this.#fetchStatements(address)
         const answer = await askPeer(this.agent, this.device, '/', { signal: this.#abort.signal })
         await readBody(answer, MOST_MAIL_BYTES)
+        if (answer.statusCode === 403) await this.#fetchRenewal()
         if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `${formatAddress(address)} answered ${answer.statusCode}`)
         this.#isAsked = false
         this.#since = this.#options.clock.now()
@@ -134,9 +143,45 @@ export class PeerLink {
       } catch (error) {
         problem = error
         if (this.#abort.signal.aborted) break
+        await this.#fetchRestricted(error, address)
       }
     }
     throw problem
+  }
+
+  /** An expired certificate of ours gets one route: its renewal is in there. */
+  async #fetchRenewal (): Promise<never> {
+    try {
+      const answer = await askPeer(this.agent, this.device, '/mail', { signal: this.#abort.signal })
+      const body = await readBody(answer, MOST_MAIL_BYTES)
+      if (answer.statusCode === 200) await this.#options.onRestrictedMail?.(parseMail(body), 'admitted')
+    } finally {
+      // The next attempt shows the certificate that we have then.
+      this.agent.destroy()
+    }
+    throw new PatchcordError('unreachable', 'this device\'s certificate has ended; its renewal is being fetched')
+  }
+
+  /** Reads what is signed in the mail of a server that admission refused, where that may be. It never throws:
+   * the refusal itself is the news. */
+  async #fetchRestricted (refusal: unknown, address: Address): Promise<void> {
+    const { credentials, clock, logger, onRestrictedMail } = this.#options
+    const refused = refusedServer(refusal)
+    const origin = refused === undefined ? undefined : restrictedOrigin(refused, clock.now())
+    if (refused === undefined || origin === undefined || onRestrictedMail === undefined) return
+    try {
+      const body = await fetchRestrictedMail({ device: this.device, credentials, address, clock, signal: this.#abort.signal, most: MOST_MAIL_BYTES, tolerates: rule => rule === refused.refused })
+      await onRestrictedMail(parseMail(body), origin)
+    } catch (error) {
+      logger.debug({ device: this.device, reason: messageOf(error) }, 'no restricted mail')
+    }
+  }
+
+  async #fetchStatements (address: Address): Promise<never> {
+    const { credentials, clock, onRestrictedMail } = this.#options
+    const body = await fetchRestrictedMail({ device: this.device, credentials, address, clock, signal: this.#abort.signal, most: MOST_MAIL_BYTES, tolerates: rule => rule === 'bad-signature' })
+    await onRestrictedMail?.(parseMail(body), 'unproved')
+    throw new PatchcordError('unreachable', 'its user CA is retired or was replaced; it is looked for what follows')
   }
 
   async #follow (): Promise<never> {
