@@ -112,10 +112,12 @@ export class CaBook {
         grew = true
       }
     }
+    const before = this.#records
     const records = wireOf(merged)
-    if (JSON.stringify(records) === JSON.stringify(wireOf(this.#records))) return false
+    if (JSON.stringify(records) === JSON.stringify(wireOf(before))) return false
     await this.#write({ records })
-    return true
+    // Another signature under the same words is nothing new.
+    return [...merged.keys()].some(key => !before.has(key))
   }
 
   async await (devices: Iterable<DeviceId>): Promise<void> {

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
-import type { DeviceId } from '../core/ids.js'
+import type { DeviceId, UserId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { readAuthority } from '../identity/authority.js'
 import { parseBundle, parseIssue, parseRequest } from '../identity/bundle.js'
@@ -48,7 +48,7 @@ export class Renewal {
   readonly #options: RenewalOptions
   /** As CA holder: what each own device has to say, and what it was given. In memory: a restart asks anew. */
   readonly #nonces = new Map<DeviceId, string>()
-  readonly #issued = new Map<DeviceId, string>()
+  readonly #issued = new Map<DeviceId, { readonly by: UserId, readonly certificates: string }>()
   /** As a device that asks, by CA holder: the nonce that it gave last, and what was asked of it. */
   readonly #offered = new Map<DeviceId, string>()
   readonly #asked = new Map<DeviceId, Asked>()
@@ -100,8 +100,9 @@ export class Renewal {
   /** What the mail for this own device holds. */
   mailFor (device: DeviceId): Pick<TrustMail, 'nonce' | 'csr' | 'certificates'> {
     const asked = this.#asked.get(device)
+    const issued = this.#issued.get(device)
     return {
-      ...this.#canIssue() ? { nonce: this.#nonceFor(device), certificates: this.#issued.get(device) } : {},
+      ...this.#canIssue() ? { nonce: this.#nonceFor(device), certificates: issued?.by === this.#options.keystore.identity.user ? issued.certificates : undefined } : {},
       ...asked === undefined ? {} : { csr: { request: asked.request, at: asked.at } },
     }
   }
@@ -182,9 +183,9 @@ export class Renewal {
       this.#checkClock(at)
       const certificates = await keystore.issue(request, this.now())
       this.#problem = undefined
-      this.#issued.set(device, certificates)
       this.#nonces.delete(device)
       const { user, userCa, notBefore, notAfter } = parseBundle(bundleOf(certificates))
+      this.#issued.set(device, { by: user, certificates })
       await onIssued({ ...known, user, ca: userCa, certificate: { notBefore, notAfter } })
       logger.info({ device, notAfter: new Date(notAfter).toISOString() }, 'certificates renewed')
       return true
