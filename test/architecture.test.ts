@@ -95,6 +95,7 @@ const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why:
   'reflect-metadata': [['identity'], '@peculiar/x509 wants it imported first'],
   '@noble/curves': [['pairing'], 'CPace over ristretto255'],
   'bonjour-service': [['discovery'], 'mDNS'],
+  'node-forge': [['identity'], 'PKCS#12, over DER that we made'],
   'http-proxy': [['couch'], 'the way to CouchDB'],
   'commander': [['cli'], 'command lines'],
   'uqr': [['cli'], 'the QR code of a pairing link, drawn in the terminal'],
