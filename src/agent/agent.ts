@@ -18,11 +18,13 @@ import { FileStore } from '../files/store.js'
 import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
+import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { takeLock } from './lock.js'
 import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
+import { FileSources } from './file-sources.js'
 import { Peers } from './peers.js'
 import { hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
@@ -65,6 +67,8 @@ export class Agent {
   readonly book: TrustBook
   readonly store: FileStore
   readonly peers: Peers
+  readonly sources: FileSources
+  readonly downloads: Downloads
   readonly #options: AgentOptions
   readonly #accounts: AccountBook
   readonly #resources: Resources
@@ -75,7 +79,7 @@ export class Agent {
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
 
-  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, store: FileStore, settings: Settings) {
+  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, store: FileStore, settings: Settings, downloads: Downloads) {
     this.home = options.home
     this.#options = options
     this.logger = logger
@@ -84,6 +88,7 @@ export class Agent {
     this.keystore = keystore
     this.book = book
     this.store = store
+    this.downloads = downloads
     this.#settings = settings
     this.#accounts = new AccountBook(settings.programPassword)
     this.events.setMaxListeners(0)
@@ -97,6 +102,7 @@ export class Agent {
       createDatabase: name => this.createDatabase(name),
       emit: event => { this.emit(event) },
     })
+    this.sources = new FileSources(this.peers, () => this.#couch.client, logger)
   }
 
   /** Starts the service. The first run makes an identity. Throws, with nothing left running, where the home
@@ -113,8 +119,10 @@ export class Agent {
       const keystore = await Keystore.openOrCreate(home.identity, clock, { alongside: () => Revocations.create(home.root) })
       const book = await TrustBook.open(home.root)
       const store = await FileStore.open(home.files)
+      resources.add(() => store.close())
       const settings = await firstSettings(options)
-      const agent = new Agent(options, collaborators, resources, keystore, book, store, settings)
+      const downloads = await Downloads.open(home.root, store, { clock, logger: collaborators.logger }, event => { agent.emit(event) })
+      const agent: Agent = new Agent(options, collaborators, resources, keystore, book, store, settings, downloads)
       await agent.#start(lock.wasLeftBehind ? PATIENCE_MS : 0)
       return agent
     } catch (error) {
@@ -213,9 +221,12 @@ export class Agent {
 
     this.#resources.add(() => this.peers.stop())
     await this.peers.reconcile()
+    this.downloads.goOn(id => this.sources.later(id))
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())
+    // Before the control socket: a `get` that ends because the service does stays on the list of downloads.
+    this.#resources.add(() => this.downloads.stop())
   }
 
   async #databasesAre (names: readonly DatabaseName[]): Promise<void> {

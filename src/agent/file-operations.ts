@@ -4,11 +4,11 @@ import { chmod, copyFile, link, lstat, rename, unlink } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import * as v from 'valibot'
 import { syncFolder } from '../core/durable-file.js'
-import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
+import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import { parseContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
 import type { OperationTable } from '../control/operations.js'
 import { walk } from '../files/walk.js'
-import { download } from '../sync/download.js'
+import type { Source } from '../sync/ask-file.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
 import { writeFileDocuments, type NamedFile } from './file-documents.js'
@@ -72,14 +72,12 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       const started = agent.clock.monotonic()
       const sources: string[] = []
       if (!await store.has(id)) {
-        let last = { at: started, done: 0 }
-        const source = await fetchFile(agent, id, from, signal, (done, total) => {
-          const now = agent.clock.monotonic()
-          if (now - last.at < PROGRESS_MS && done < total) return
-          emit({ event: 'progress', done, total, rate: Math.round((done - last.done) / Math.max(0.001, (now - last.at) / 1000)), sources: 1 })
-          last = { at: now, done }
-        })
-        sources.push(source)
+        const named = from === undefined ? undefined : agent.book.find(from).device
+        const found = await agent.sources.of(id, new Set(named === undefined ? [] : [named]))
+        const may = (): readonly Source[] => found().filter(({ device }) => named === undefined || device === named)
+        if (may().length === 0) throw nobody(agent, id)
+        const done = await agent.downloads.fetchAsked(id, { sources: may, signal, onEvent: emit })
+        sources.push(...done.sources)
       }
       await copyOut(store.path(id), output, force)
       const { size } = await lstat(store.path(id))
@@ -89,29 +87,15 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
 }
 
 const RECORD_BATCH = 200
-const PROGRESS_MS = 250
 
 async function * walkAll (paths: readonly string[]): AsyncIterable<string> {
   for (const path of paths) for await (const found of walk(path)) yield found.path
 }
 
-/** Fetches from the device given, or from those that answer, one after the other; which one had it. */
-async function fetchFile (agent: Agent, id: ContentId, from: string | undefined, signal: AbortSignal, onProgress: (done: number, total: number) => void): Promise<string> {
-  const peers = from === undefined ? agent.peers.all().filter(({ link }) => link.connected) : [agent.peers.peer(agent.book.find(from).device)].filter(peer => peer !== undefined)
-  if (peers.length === 0) throw new PatchcordError('unreachable', `no device that may have ${id} is connected`, { hint: '`patchcord status` says why' })
-  let problem: unknown
-  for (const { device, link } of peers) {
-    try {
-      await download(agent.store, { device, agent: link.agent }, id, { signal, onProgress })
-      return device
-    } catch (error) {
-      signal.throwIfAborted()
-      agent.logger.info({ device, id, reason: messageOf(error) }, 'a download failed')
-      // A lie is worse news than an absence, whoever is asked last.
-      if (!(problem instanceof PatchcordError && problem.code === 'verification')) problem = error
-    }
-  }
-  throw problem
+/** Why nobody is asked: nobody is there, or nobody who is there has shared it. */
+function nobody (agent: Agent, id: ContentId): PatchcordError {
+  if (!agent.peers.all().some(({ link }) => link.connected)) return new PatchcordError('unreachable', `no device that may have ${id} is connected`, { hint: '`patchcord status` says why' })
+  return new PatchcordError('not-found', `no device that is connected has shared ${id} with this one`, { hint: 'accept the database it belongs to, or name the device with --from' })
 }
 
 async function exists (path: string): Promise<boolean> {

@@ -99,6 +99,10 @@ export class Peer {
   }
 
   get mail (): PeerMail { return this.#mail }
+  get relation (): KnownDevice['relation'] { return this.#known().relation }
+
+  /** The local databases that are received from it now, or would be if it were connected. */
+  received (): DatabaseName[] { return this.#wanted().map(({ as }) => as) }
 
   /** Starts and ends pulls so that they match what is shared and accepted now. */
   reconcile (): void {

@@ -1,6 +1,7 @@
 import { resolve } from 'node:path'
 import type { Context } from './context.js'
-import { formatBytes, formatSeconds } from './output.js'
+import type { TransferEvent } from '../control/operations.js'
+import { formatBytes, formatSeconds, type Output } from './output.js'
 
 // The file store.
 
@@ -34,9 +35,31 @@ export async function ls ({ client, output, signal }: Context): Promise<void> {
 export async function get ({ client, output, signal }: Context, id: string, { output: path, from, force = false }: { output: string, from?: string, force?: boolean }): Promise<void> {
   const done = await client.call('get', { id, output: resolve(path), force, ...from === undefined ? {} : { from } }, event => {
     output.object(event)
-    const { done, total, rate } = event
-    output.progress(`${formatBytes(done)} of ${formatBytes(total)}, ${formatBytes(rate)}/s, ${formatSeconds((total - done) / rate)} left`)
+    tellTransfer(output, event)
   }, signal)
   output.object({ event: 'done', ...done })
   output.line(`wrote ${path}: ${formatBytes(done.size)} in ${formatSeconds(done.seconds)}${done.sources.length === 0 ? ', from this device\'s own store' : ''}`)
+}
+
+/** What happens to a download, for people. */
+function tellTransfer (output: Output, event: TransferEvent): void {
+  switch (event.event) {
+    case 'progress': {
+      const { done, total, rate, sources } = event
+      output.progress(`${formatBytes(done)} of ${formatBytes(total)}, ${formatBytes(rate)}/s from ${sources} device${sources === 1 ? '' : 's'}, ${formatSeconds((total - done) / rate)} left`)
+      break
+    }
+    case 'source-dropped':
+      output.line(`device ${event.device} sent wrong bytes and is not asked again: ${event.reason}`)
+      break
+    case 'overtaken':
+      output.line(`device ${event.device} is silent; others are asked`)
+      break
+    case 'paused':
+      output.line(`paused: the disk is full, ${formatBytes(event.needed)} are needed; it goes on when there is room`)
+      break
+    case 'resumed':
+      output.line('there is room again; going on')
+      break
+  }
 }

@@ -26,7 +26,7 @@ export interface Operations {
   explain: { args: { device: string, method: string, path: string }, result: Explanation }
   add: { args: { paths: string[], to?: string }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
   ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
-  get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferProgress, result: { id: string, size: number, seconds: number, sources: string[] } }
+  get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferEvent, result: { id: string, size: number, seconds: number, sources: string[] } }
   events: { args: object, event: object, result: object }
 }
 
@@ -115,7 +115,13 @@ export type AddEvent =
 
 export interface StoredFile { event: 'file', id: string, size: number, databases: string[] }
 
-export interface TransferProgress { event: 'progress', done: number, total: number, rate: number, sources: number }
+/** What happens while files are fetched; `rate` is bytes a second over the last seconds. */
+export type TransferEvent =
+  | { event: 'progress', id: string, done: number, total: number, rate: number, sources: number }
+  | { event: 'source-dropped', id: string, device: string, leaf: number | null, reason: string }
+  | { event: 'overtaken', id: string, device: string }
+  | { event: 'paused', id: string, reason: 'disk-full', needed: number }
+  | { event: 'resumed', id: string }
 
 type Shape<Name extends OperationName> = Operations[Name]
 export type Args<Name extends OperationName> = Shape<Name>['args']
