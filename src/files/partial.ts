@@ -120,6 +120,9 @@ export class PartialFile {
     return missing
   }
 
+  /** Whether the size is proven: the last leaf is here, and it has the length that the size gives it. */
+  get isSizeProven (): boolean { return this.#have.at(-1) === 1 }
+
   /** Bytes that have been written and verified. */
   get bytes (): number {
     const last = this.#have.length - 1

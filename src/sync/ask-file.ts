@@ -53,13 +53,13 @@ export async function askFirst ({ device, agent }: Source, id: ContentId, signal
 }
 
 /** Begins to fetch bytes `start` to `end` (excluded) of a file of `size` bytes. The caller reads the body or destroys
- * it. Throws as `askFirst` does. */
+ * it. Throws as `askFirst` does, and `conflict` where the source tells another size: one of those that told it is wrong. */
 export async function askRange ({ device, agent }: Source, id: ContentId, size: number, start: number, end: number, signal: AbortSignal): Promise<IncomingMessage> {
   const answer = await ask({ device, agent }, `/files/${id}`, { Range: `bytes=${start}-${end - 1}` }, signal)
   if (answer.statusCode === 206 && answer.headers['content-range'] === `bytes ${start}-${end - 1}/${size}`) return answer
   if (answer.statusCode === 200 && start === 0 && answer.headers['content-length'] === String(size)) return answer
   answer.destroy()
-  throw new PatchcordError('verification', `device ${device} tells another size for ${id}, or answers another range`)
+  throw new PatchcordError('conflict', `device ${device} tells another size for ${id}, or answers another range`)
 }
 
 /** The size of the whole that an answer tells. */

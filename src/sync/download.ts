@@ -2,7 +2,7 @@ import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
-import { contentIdOf, EMPTY_ID, LEAF_BYTES, leafHash } from '../files/content-id.js'
+import { contentIdOf, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from '../files/content-id.js'
 import { PartialFile } from '../files/partial.js'
 import type { FileStore } from '../files/store.js'
 import { askFirst, askLeaves, type Source } from './ask-file.js'
@@ -47,6 +47,10 @@ export interface Downloaded {
 }
 
 const WAIT_MS = 10_000
+/** A source that has not answered after this long is no longer waited for alone (ms). */
+const HEDGE_MS = 2_000
+/** How often a file is begun anew because the size that was told turned out wrong. */
+const MOST_ATTEMPTS = 3
 
 /** Fetches one file whole into the store, from all sources at once: the leaf list first, checked against the ID and
  * the size, then the leaves, each verified before it is written. What an earlier attempt left is gone on with. Throws
@@ -62,6 +66,8 @@ class Download {
   readonly #options: DownloadOptions
   readonly #collaborators: DownloadCollaborators
   readonly #signal: AbortSignal
+  /** Sources told different sizes, or the last leaf did not fit the size that was told. */
+  #isDoubtful = false
 
   constructor (store: FileStore, id: ContentId, options: DownloadOptions, collaborators: DownloadCollaborators) {
     this.#store = store
@@ -72,31 +78,36 @@ class Download {
   }
 
   async run (): Promise<Downloaded> {
-    this.#signal.throwIfAborted()
-    if (this.#id === EMPTY_ID) {
-      // The ID alone says every byte there is. It is fetched all the same: that a source has it is what counts.
-      return await this.#begin() as Downloaded
-    }
-    const resumed = await PartialFile.resume(this.#store, this.#id)
-    const { size } = this.#options
-    if (resumed !== undefined && size !== undefined && resumed.size !== size) await resumed.discard()
-    const begun = resumed === undefined || resumed.size !== (size ?? resumed.size) ? await this.#begin() : { partial: resumed, from: undefined }
-    if (!('partial' in begun)) return begun
-    const { partial, from } = begun
-    if (partial.damaged.length > 0) this.#collaborators.logger.warn({ id: this.#id, leaves: partial.damaged.slice(0, 100) }, 'the disk lost leaves of a download; they are fetched again')
-    try {
-      return await this.#finish(partial, [...partial.givers])
-    } catch (error) {
-      // Whoever told a size that is not the file's: the last leaf proves it, and another is asked.
-      if (from !== undefined && this.#collaborators.distrust.of(from) !== undefined && partial.bytes === 0 && this.#sources().length > 0) {
-        await partial.discard()
-        return await this.run()
+    for (let attempt = 1; ; attempt++) {
+      this.#signal.throwIfAborted()
+      const begun = await this.#resume() ?? await this.#begin()
+      if (!(begun instanceof PartialFile)) return begun
+      if (begun.damaged.length > 0) this.#collaborators.logger.warn({ id: this.#id, leaves: begun.damaged.slice(0, 100) }, 'the disk lost leaves of a download; they are fetched again')
+      let keep = true
+      try {
+        return await this.#finish(begun)
+      } catch (error) {
+        // Only the last leaf proves the size, and whoever told this one may have lied: others are asked for theirs.
+        const isDoubtful = !begun.isSizeProven && this.#isDoubtful
+        this.#signal.throwIfAborted()
+        keep = !isDoubtful
+        if (!isDoubtful || attempt >= MOST_ATTEMPTS || this.#sources().length === 0) throw error
+        this.#isDoubtful = false
+      } finally {
+        if (keep && begun.bytes > 0) await begun.suspend()
+        else await begun.discard()
       }
-      throw error
-    } finally {
-      if (partial.bytes > 0) await partial.suspend()
-      else await partial.discard()
     }
+  }
+
+  /** What an earlier attempt left, where it is of the right size. */
+  async #resume (): Promise<PartialFile | undefined> {
+    // The ID of the empty file says all of it. It is fetched all the same: that a source has it is what counts.
+    const resumed = this.#id === EMPTY_ID ? undefined : await PartialFile.resume(this.#store, this.#id)
+    const { size } = this.#options
+    if (resumed === undefined || size === undefined || resumed.size === size) return resumed
+    await resumed.discard()
+    return undefined
   }
 
   #sources (): readonly Source[] {
@@ -104,7 +115,7 @@ class Download {
     return this.#options.sources().filter(({ device }) => distrust.of(device) === undefined)
   }
 
-  async #finish (partial: PartialFile, before: DeviceId[]): Promise<Downloaded> {
+  async #finish (partial: PartialFile): Promise<Downloaded> {
     const { id, size } = partial
     const { onEvent = () => undefined, waitMs = WAIT_MS } = this.#options
     const sources = await fetchLeaves(partial, {
@@ -113,7 +124,11 @@ class Download {
       clock: this.#collaborators.clock,
       waitMs,
       onProgress: (rate, count) => { onEvent({ event: 'progress', id, done: partial.bytes, total: size, rate, sources: count }) },
-      onLie: (device, leaf, reason) => { this.#convict(device, leaf, reason) },
+      onLie: (device, leaf, reason) => {
+        if (leaf === leafCount(size) - 1) this.#isDoubtful = true
+        this.#convict(device, leaf, reason)
+      },
+      onConflict: () => { this.#isDoubtful = true },
       onOvertaken: device => {
         this.#collaborators.logger.info({ device, id }, 'a source is silent; its leaves are asked for elsewhere')
         onEvent({ event: 'overtaken', id, device })
@@ -124,7 +139,7 @@ class Download {
       },
     })
     await partial.complete()
-    return { size, sources, givers: new Set([...before, ...partial.givers]) }
+    return { size, sources, givers: partial.givers }
   }
 
   #convict (device: DeviceId, leaf: number | null, reason: string): void {
@@ -134,68 +149,116 @@ class Download {
     this.#options.onEvent?.({ event: 'source-dropped', id: this.#id, device, leaf, reason })
   }
 
-  /** Asks one source after the other until one proves what the file is: of one leaf, and it is fetched with that; or
-   * of more, and its list is right. Throws the worst that was said. */
-  async #begin (): Promise<{ partial: PartialFile, from: DeviceId } | Downloaded> {
+  /** Asks the sources until one proves what the file is: of one leaf, and it is fetched with that; or of more, and its
+   * list is right. Throws the worst that was said. */
+  async #begin (): Promise<PartialFile | Downloaded> {
     const { clock } = this.#collaborators
     const deadline = clock.monotonic() + (this.#options.waitMs ?? WAIT_MS)
-    let problem: unknown
     for (let wait = 100; ; wait = Math.min(2 * wait, 2_000)) {
-      const asked = this.#sources()
-      let isHopeless = asked.length > 0
-      for (const source of asked) {
-        try {
-          return await this.#beginWith(source)
-        } catch (error) {
-          this.#signal.throwIfAborted()
-          const code = error instanceof PatchcordError ? error.code : undefined
-          if (code === 'disk-full' || code === 'unreadable' || code === 'already-exists') throw error
-          if (code === 'verification') this.#convict(source.device, null, messageOf(error))
-          if (code !== 'verification' && code !== 'not-found' && code !== 'too-large') isHopeless = false
-          this.#collaborators.logger.debug({ device: source.device, id: this.#id, reason: messageOf(error) }, 'a source does not give a file')
-          // A lie is worse news than an absence, whoever is asked last.
-          if (!(problem instanceof PatchcordError && problem.code === 'verification')) problem = error
-        }
-      }
+      const { found, problem, isHopeless } = await this.#ask(this.#sources())
+      if (found !== undefined) return await this.#take(found)
       if (isHopeless || clock.monotonic() + wait > deadline) throw problem ?? new PatchcordError('unreachable', `no device that may have ${this.#id} is connected`, { hint: '`patchcord status` says why' })
-      await new Promise<void>(resolve => {
-        const done = (): void => {
-          timer.cancel()
-          this.#signal.removeEventListener('abort', done)
-          resolve()
+      await pause(wait, clock, this.#signal)
+    }
+  }
+
+  /** One source after the other, the next as soon as one fails or is slow to answer; the first to answer well. */
+  async #ask (sources: readonly Source[]): Promise<{ found?: Found, problem?: unknown, isHopeless: boolean }> {
+    const stop = new AbortController()
+    const signal = AbortSignal.any([this.#signal, stop.signal])
+    const pending = new Set<Promise<{ found: Found } | { error: unknown }>>()
+    let problem: unknown
+    let isHopeless = sources.length > 0
+    const next = [...sources]
+    try {
+      while (next.length > 0 || pending.size > 0) {
+        const source = next.shift()
+        if (source !== undefined) {
+          const asking = this.#askOne(source, signal).then(found => ({ found }), (error: unknown) => ({ error })).finally(() => { pending.delete(asking) })
+          pending.add(asking)
         }
-        const timer = clock.after(wait, done)
-        this.#signal.addEventListener('abort', done, { once: true })
-      })
-      this.#signal.throwIfAborted()
+        const slow = next.length > 0 ? [pause(HEDGE_MS, this.#collaborators.clock, signal).catch(() => undefined)] : []
+        const answer = await Promise.race([...pending, ...slow])
+        if (answer === undefined) continue
+        if ('found' in answer) return { found: answer.found, isHopeless }
+        this.#signal.throwIfAborted()
+        const code = answer.error instanceof PatchcordError ? answer.error.code : undefined
+        if (code !== 'verification' && code !== 'not-found' && code !== 'too-large') isHopeless = false
+        // A lie is worse news than an absence, whoever is asked last.
+        if (!(problem instanceof PatchcordError && problem.code === 'verification')) problem = answer.error
+      }
+      return { problem, isHopeless }
+    } finally {
+      stop.abort()
+      await Promise.all(pending)
     }
   }
 
-  async #beginWith (source: Source): Promise<{ partial: PartialFile, from: DeviceId } | Downloaded> {
+  async #askOne (source: Source, signal: AbortSignal): Promise<Found> {
     const { size: wanted, most = Number.MAX_SAFE_INTEGER } = this.#options
-    if (wanted !== undefined && wanted > most) throw new PatchcordError('too-large', `${this.#id} has ${wanted} bytes; the limit is ${most}`)
-    if (wanted === undefined || wanted <= LEAF_BYTES) {
-      const { size, bytes } = await askFirst(source, this.#id, this.#signal)
-      if (wanted !== undefined && size !== wanted) throw sizeConflict(this.#id, wanted, source.device, size)
-      if (size > most) throw new PatchcordError('too-large', `${this.#id} has ${size} bytes at device ${source.device}; the limit is ${most}`)
-      if (size <= LEAF_BYTES) return await this.#take(source, bytes)
+    const { device } = source
+    const id = this.#id
+    const check = (size: number): void => {
+      // Not the source's lie, as far as anybody can tell: whoever wrote the document may have made its size up.
+      if (wanted !== undefined && size !== wanted) throw new PatchcordError('not-found', `${id} has ${size} bytes at device ${device}, and its document says ${wanted}`)
+      if (size > most) throw new PatchcordError('too-large', `${id} has ${size} bytes at device ${device}; the limit is ${most}`)
     }
-    const { size, leaves } = await askLeaves(source, this.#id, most, this.#signal)
-    if (wanted !== undefined && size !== wanted) throw sizeConflict(this.#id, wanted, source.device, size)
-    return { partial: await PartialFile.create(this.#store, { id: this.#id, size, leaves }), from: source.device }
+    let first: Buffer | undefined
+    try {
+      if (wanted === undefined || wanted <= LEAF_BYTES) {
+        const { size, bytes } = await askFirst(source, id, signal)
+        check(size)
+        if (size <= LEAF_BYTES) {
+          // The ID of a file of one leaf is the hash of that leaf: nothing else need be asked.
+          if (contentIdOf(leafHash(bytes)) !== id) throw new PatchcordError('verification', `leaf 0 of ${id} is wrong: its bytes do not match its hash`)
+          return { device, size, bytes }
+        }
+        first = bytes
+      }
+      const { size, leaves } = await askLeaves(source, id, most, signal)
+      check(size)
+      if (first === undefined) return { device, size, leaves }
+      if (!leafHash(first).equals(leaves.subarray(0, HASH_BYTES))) throw new PatchcordError('verification', `leaf 0 of ${id} is wrong: its bytes do not match its hash`)
+      return { device, size, leaves, first }
+    } catch (error) {
+      if (!signal.aborted) {
+        this.#collaborators.logger.debug({ device, id, reason: messageOf(error) }, 'a source does not give a file')
+        if (error instanceof PatchcordError && error.code === 'verification') this.#convict(device, null, error.message)
+      }
+      throw error
+    }
   }
 
-  /** A file of one leaf: its hash is the ID, so nothing else need be asked. */
-  async #take ({ device }: Source, bytes: Buffer): Promise<Downloaded> {
-    if (contentIdOf(leafHash(bytes)) !== this.#id) throw new PatchcordError('verification', `leaf 0 of ${this.#id} is wrong: its bytes do not match its hash`)
-    await this.#store.put(this.#id, bytes)
-    const size = bytes.length
-    this.#options.onEvent?.({ event: 'progress', id: this.#id, done: size, total: size, rate: size, sources: 1 })
+  async #take (found: Found): Promise<PartialFile | Downloaded> {
+    const { device, size } = found
+    const id = this.#id
+    if ('leaves' in found) {
+      const partial = await PartialFile.create(this.#store, { id, size, leaves: found.leaves })
+      // A disk that is full already is found full by what follows, which waits for room.
+      if (found.first !== undefined) await partial.writeLeaf(0, found.first, device).catch(() => undefined)
+      return partial
+    }
+    await this.#store.put(id, found.bytes)
+    this.#options.onEvent?.({ event: 'progress', id, done: size, total: size, rate: size, sources: 1 })
     return { size, sources: new Set([device]), givers: new Set([device]) }
   }
 }
 
-/** Not the source's lie, as far as anybody can tell: whoever wrote the document may have made the size up. */
-function sizeConflict (id: ContentId, wanted: number, device: DeviceId, size: number): PatchcordError {
-  return new PatchcordError('not-found', `${id} has ${size} bytes at device ${device}, and its document says ${wanted}`)
+/** What a source proved of a file: all its bytes, or its list. */
+type Found = { readonly device: DeviceId, readonly size: number } & ({ readonly bytes: Buffer } | { readonly leaves: Buffer, readonly first?: Buffer })
+
+/** Resolves after `delay` ms; rejects with the signal's reason. */
+function pause (delay: number, clock: Clock, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const aborted = (): void => {
+      timer.cancel()
+      reject(signal.reason as Error)
+    }
+    const timer = clock.after(delay, () => {
+      signal.removeEventListener('abort', aborted)
+      resolve()
+    })
+    if (signal.aborted) aborted()
+    else signal.addEventListener('abort', aborted, { once: true })
+  })
 }

@@ -34,6 +34,8 @@ export interface LeafFetchOptions {
   readonly onProgress: (rate: number, sources: number) => void
   /** A source that sent a wrong leaf; it is asked no more. */
   readonly onLie: (device: DeviceId, leaf: number, reason: string) => void
+  /** A source that tells another size. */
+  readonly onConflict: () => void
   /** A source whose leaves were asked for elsewhere. */
   readonly onOvertaken: (device: DeviceId) => void
   /** The disk is full, and later has room again. */
@@ -291,7 +293,8 @@ class LeafFetch {
     if (feeder.abort.signal.aborted) return
     this.#problem = error
     const code = error instanceof PatchcordError ? error.code : undefined
-    if (code === 'not-found' || code === 'verification') {
+    if (code === 'not-found' || code === 'verification' || code === 'conflict') {
+      if (code === 'conflict') this.#options.onConflict()
       feeder.gone = error
       return
     }
@@ -324,7 +327,7 @@ class LeafFetch {
     }
     this.#aloneSince ??= clock.monotonic()
     // Those that answered that they do not have it, or lied, will not have it in a moment.
-    const isHopeless = this.#feeders.size > 0 && [...this.#feeders.values()].every(({ gone }) => gone instanceof PatchcordError && (gone.code === 'not-found' || gone.code === 'verification'))
+    const isHopeless = this.#feeders.size > 0 && [...this.#feeders.values()].every(({ gone }) => gone instanceof PatchcordError && ['not-found', 'verification', 'conflict'].includes(gone.code))
     if (isHopeless || clock.monotonic() - this.#aloneSince >= waitMs) throw this.#problem ?? new PatchcordError('unreachable', `no device that may have ${this.#partial.id} is connected`, { hint: '`patchcord status` says why' })
   }
 
