@@ -20,11 +20,13 @@ import { Revocations } from '../identity/revocations.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
-import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
+import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { takeLock } from './lock.js'
 import { writeMail } from './mail.js'
 import { operationsOf } from './operations.js'
 import { FileSources } from './file-sources.js'
+import { FollowPolicies } from './follow-policies.js'
+import { Following } from './following.js'
 import { Peers } from './peers.js'
 import { hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
@@ -75,6 +77,7 @@ export class Agent {
   #settings: Settings
   #couch!: CouchHost
   #server!: ServerHost
+  #following!: Following
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
@@ -100,7 +103,10 @@ export class Agent {
       couch: { get url () { return couch().url }, get agent () { return couch().client.agent } },
       syncLogin: known => this.#couch.loginOf(this.#accounts.sync(book, known)),
       createDatabase: name => this.createDatabase(name),
-      emit: event => { this.emit(event) },
+      emit: event => {
+        this.emit(event)
+        if ((event as { event?: unknown }).event === 'connected') this.#following?.retry()
+      },
     })
     this.sources = new FileSources(this.peers, () => this.#couch.client, logger)
   }
@@ -133,6 +139,7 @@ export class Agent {
 
   get name (): string { return this.#settings.name }
   get couch (): CouchHost { return this.#couch }
+  get following (): Following { return this.#following }
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
@@ -157,7 +164,7 @@ export class Agent {
       listen: this.listen,
       couch: { url: this.#couch.url, kind: this.#couch.kind },
       server: { pid: this.#server.pid ?? null, confined: null },
-      peers: this.peers.all().map(peer => peer.status()),
+      peers: this.peers.all().map(peer => ({ ...peer.status(), files: { missing: this.#following.missing(peer.received()) } })),
     }
   }
 
@@ -181,6 +188,7 @@ export class Agent {
       cut = await toServer()
     }
     await this.peers.reconcile()
+    this.#following.retry()
     return cut
   }
 
@@ -219,6 +227,7 @@ export class Agent {
     this.#resources.add(() => this.#server.stop())
     if (this.#options.listen === undefined) await this.#keep({ port })
 
+    await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
     await this.peers.reconcile()
     this.downloads.goOn(id => this.sources.later(id))
@@ -229,12 +238,27 @@ export class Agent {
     this.#resources.add(() => this.downloads.stop())
   }
 
+  async #startFollowing (): Promise<void> {
+    // A client of its own: a feed for each database must not keep others waiting for a connection.
+    const couch = new CouchClient(this.#couch.url, this.#couch.loginOf(this.#accounts.owner), Infinity)
+    this.#resources.add(() => { couch.close() })
+    this.#following = new Following({
+      store: this.store, peers: this.peers, downloads: this.downloads, couch, clock: this.clock, logger: this.logger,
+      policies: await FollowPolicies.open(this.home.root),
+      isShared: database => [...this.book.known.values()].some(known => known.relation === 'peer' && Object.hasOwn(this.book.grantOf(known).databases, database)),
+      emit: event => { this.emit(event) },
+    })
+    this.#resources.add(() => this.#following.stop())
+    await this.#following.reconcile(this.#databases)
+  }
+
   async #databasesAre (names: readonly DatabaseName[]): Promise<void> {
     if (names.toSorted().join(' ') === this.#databases.join(' ')) return
     this.#databases = names.toSorted()
     this.emit({ event: 'databases', databases: this.#databases })
     // Before the server runs there is nobody to tell: its env will have them.
     if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: writeMail(this.book, this.#databases) })
+    await this.#following?.reconcile(this.#databases)
   }
 
   async #choosePort (): Promise<number> {

@@ -11,10 +11,11 @@ import { walk } from '../files/walk.js'
 import type { Source } from '../sync/ask-file.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
+import { PolicyShape } from './follow-policies.js'
 import { writeFileDocuments, type NamedFile } from './file-documents.js'
 
 /** The file store. */
-export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls' | 'get'> {
+export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls' | 'get' | 'follow'> {
   const { store } = agent
   return {
     add: async (args, emit, signal) => {
@@ -30,8 +31,10 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         if (database === undefined || batch.length === 0) return
         const named = batch
         batch = []
-        for (const { id } of named) await store.record(id, database)
-        await writeFileDocuments(agent.couch.client, database, named)
+        await agent.following.making(database, named.map(({ id }) => id), async () => {
+          for (const { id } of named) await store.record(id, database)
+          await writeFileDocuments(agent.couch.client, database, named)
+        })
       }
       for await (const added of store.addAll(walkAll(paths), { signal })) {
         if ('error' in added) {
@@ -65,6 +68,14 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       return { files, bytes }
     },
 
+    follow: async args => {
+      const { database: given, policy } = readArguments(v.strictObject({ database: text, policy: v.exactOptional(PolicyShape) }), args)
+      const database = parseDatabaseName(given)
+      if (!agent.databases.includes(database)) throw new PatchcordError('not-found', `there is no database ${database} here`, { hint: '`patchcord db ls` lists them' })
+      if (policy !== undefined) await agent.following.choose(database, policy)
+      return { database, policy: agent.following.policy(database), missing: agent.following.missing([database]) }
+    },
+
     get: async (args, emit, signal) => {
       const { id: given, output, from, force = false } = readArguments(v.strictObject({ id: text, output: absolutePath, from: v.exactOptional(text), force: v.exactOptional(v.boolean()) }), args)
       const id = parseContentId(given)
@@ -78,6 +89,7 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         if (may().length === 0) throw nobody(agent, id)
         const done = await agent.downloads.fetchAsked(id, { sources: may, signal, onEvent: emit })
         sources.push(...done.sources)
+        await agent.following.fetched(id, done.givers)
       }
       await copyOut(store.path(id), output, force)
       const { size } = await lstat(store.path(id))

@@ -1,7 +1,8 @@
 import { resolve } from 'node:path'
+import { PatchcordError } from '../core/errors.js'
 import type { Context } from './context.js'
 import type { TransferEvent } from '../control/operations.js'
-import { formatBytes, formatSeconds, type Output } from './output.js'
+import { formatBytes, formatSeconds, parseBytes, type Output } from './output.js'
 
 // The file store.
 
@@ -39,6 +40,15 @@ export async function get ({ client, output, signal }: Context, id: string, { ou
   }, signal)
   output.object({ event: 'done', ...done })
   output.line(`wrote ${path}: ${formatBytes(done.size)} in ${formatSeconds(done.seconds)}${done.sources.length === 0 ? ', from this device\'s own store' : ''}`)
+}
+
+export async function follow ({ client, output }: Context, database: string, { all, onDemand, upTo }: { all?: boolean, onDemand?: boolean, upTo?: string }): Promise<void> {
+  if ([all, onDemand, upTo].filter(given => given !== undefined).length > 1) throw new PatchcordError('usage', '--all, --on-demand and --up-to exclude each other', { hint: 'give one of them, or none to see what is in force' })
+  const policy = all === true ? { fetch: 'all' as const } : onDemand === true ? { fetch: 'on-demand' as const } : upTo === undefined ? undefined : { fetch: 'up-to' as const, bytes: parseBytes(upTo) }
+  const now = await client.call('follow', { database, ...policy === undefined ? {} : { policy } })
+  output.object(now)
+  const what = now.policy.fetch === 'all' ? 'all files that' : now.policy.fetch === 'on-demand' ? 'no file is fetched by itself of those that' : `files of at most ${formatBytes(now.policy.bytes)} that`
+  output.line(`${what} ${database} refers to${now.policy.fetch === 'on-demand' ? '; get them one by one' : ' are fetched'}${now.missing === 0 ? '' : `; ${now.missing} are missing`}`)
 }
 
 /** What happens to a download, for people. */

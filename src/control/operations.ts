@@ -26,6 +26,7 @@ export interface Operations {
   explain: { args: { device: string, method: string, path: string }, result: Explanation }
   add: { args: { paths: string[], to?: string }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
   ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
+  follow: { args: { database: string, policy?: FollowPolicy }, result: { database: string, policy: FollowPolicy, missing: number } }
   get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferEvent, result: { id: string, size: number, seconds: number, sources: string[] } }
   events: { args: object, event: object, result: object }
 }
@@ -114,6 +115,9 @@ export type AddEvent =
   | { event: 'failed', path: string, error: string, hint: string }
 
 export interface StoredFile { event: 'file', id: string, size: number, databases: string[] }
+
+/** Which files that documents refer to are fetched without being asked for. */
+export type FollowPolicy = { fetch: 'all' } | { fetch: 'on-demand' } | { fetch: 'up-to', bytes: number }
 
 /** What happens while files are fetched; `rate` is bytes a second over the last seconds. */
 export type TransferEvent =

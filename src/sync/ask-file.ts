@@ -1,11 +1,13 @@
 import type { Agent, IncomingMessage } from 'node:http'
+import * as v from 'valibot'
 import { messageOf, PatchcordError } from '../core/errors.js'
-import type { ContentId, DeviceId } from '../core/ids.js'
+import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
+import { databaseName, parseJson } from '../core/shape.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
 import { FILE_SIZE_HEADER } from '../files/serve.js'
 import { askPeer, readBody } from './peer-agent.js'
 
-// The three questions about a file that one device asks another. Nothing that comes back is believed here but
+// The questions about a file that one device asks another. Nothing that comes back is believed here but
 // where it says so.
 
 /** A device that may have a file, and the connections to it. */
@@ -85,4 +87,18 @@ async function ask ({ device, agent }: Source, path: string, headers: Record<str
   if (answer.statusCode === 404) throw new PatchcordError('not-found', `device ${device} does not have it, or does not share it with this device`)
   if (answer.statusCode === 429) throw new PatchcordError('too-many', `device ${device} wants fewer requests at once`)
   throw new PatchcordError('unreachable', `device ${device} answered ${answer.statusCode}`)
+}
+
+const Records = v.object({ databases: v.array(databaseName) })
+const MOST_RECORDS_BYTES = 1_048_576
+
+/** The databases that an own device recorded the file for; none where it does not have it, or is not an own device. */
+export async function askRecords (source: Source, id: ContentId, signal: AbortSignal): Promise<readonly DatabaseName[]> {
+  try {
+    const answer = await ask(source, `/files/${id}/records`, {}, signal)
+    return parseJson(Records, (await read(source.device, answer, MOST_RECORDS_BYTES)).toString('utf8'), `the records of device ${source.device}`, 'verification').databases
+  } catch (error) {
+    if (error instanceof PatchcordError && error.code === 'not-found') return []
+    throw error
+  }
 }
