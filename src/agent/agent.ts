@@ -22,7 +22,8 @@ import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { takeLock } from './lock.js'
-import { writeMail } from './mail.js'
+import { NO_MAIL, writeMail } from './mail.js'
+import { Offers } from './offers.js'
 import { operationsOf } from './operations.js'
 import { FileSources } from './file-sources.js'
 import { FollowPolicies } from './follow-policies.js'
@@ -78,6 +79,7 @@ export class Agent {
   #couch!: CouchHost
   #server!: ServerHost
   #following!: Following
+  #offers!: Offers
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
@@ -106,6 +108,9 @@ export class Agent {
       emit: event => {
         this.emit(event)
         if ((event as { event?: unknown }).event === 'connected') this.#following?.retry()
+      },
+      onMail: (device, mail) => {
+        this.#offers.mailCame(device, mail).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'offers in the mail of a device were not taken in') })
       },
     })
     this.sources = new FileSources(this.peers, () => this.#couch.client, logger)
@@ -140,6 +145,7 @@ export class Agent {
   get name (): string { return this.#settings.name }
   get couch (): CouchHost { return this.#couch }
   get following (): Following { return this.#following }
+  get offers (): Offers { return this.#offers }
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
@@ -199,6 +205,11 @@ export class Agent {
     await this.#databasesAre(await this.#couch.databases())
   }
 
+  /** Tells the server what others are offered and lent now. */
+  async mailChanged (): Promise<void> {
+    await this.#server.update({ mail: this.#mail(), lent: this.#offers.lent() })
+  }
+
   async stop (): Promise<void> {
     await this.#resources.close()
   }
@@ -221,6 +232,7 @@ export class Agent {
     this.#resources.add(() => this.#couch.stop())
     this.#databases = await this.#couch.databases()
 
+    this.#offers = await Offers.open(this)
     const port = await this.#choosePort()
     const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     this.#server = await patiently(patience, () => inProcess ? hostInProcess(options) : hostChild(options))
@@ -257,7 +269,7 @@ export class Agent {
     this.#databases = names.toSorted()
     this.emit({ event: 'databases', databases: this.#databases })
     // Before the server runs there is nobody to tell: its env will have them.
-    if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: writeMail(this.book, this.#databases) })
+    if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: this.#mail() })
     await this.#following?.reconcile(this.#databases)
   }
 
@@ -283,7 +295,7 @@ export class Agent {
   }
 
   /** Everything that an update may replace, as the book has it now. */
-  async #parts (): Promise<Required<Pick<ServerEnvInput, 'identity' | 'whitelist' | 'revoked' | 'grants' | 'couch' | 'mail'>> & ServerUpdate> {
+  async #parts (): Promise<Required<Pick<ServerEnvInput, 'identity' | 'whitelist' | 'revoked' | 'grants' | 'couch' | 'mail' | 'lent'>> & ServerUpdate> {
     const { device, serverCertificate, userCa } = this.keystore.identity
     return {
       identity: { device, key: await this.keystore.serverKey(), certificates: serverCertificate, userCa },
@@ -291,8 +303,13 @@ export class Agent {
       revoked: [...this.#revoked],
       grants: this.book.grants,
       couch: this.#couchPart(),
-      mail: writeMail(this.book, this.#databases),
+      mail: this.#mail(),
+      lent: this.#offers?.lent() ?? [],
     }
+  }
+
+  #mail (): ReturnType<typeof writeMail> {
+    return writeMail(this.book, this.#databases, device => this.#offers?.mailFor(device) ?? NO_MAIL)
   }
 
   #couchPart (): NonNullable<ServerEnvInput['couch']> {

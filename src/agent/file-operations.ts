@@ -1,9 +1,5 @@
-import { randomBytes } from 'node:crypto'
-import { constants } from 'node:fs'
-import { chmod, copyFile, link, lstat, rename, unlink } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { lstat } from 'node:fs/promises'
 import * as v from 'valibot'
-import { syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import { parseContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
 import type { OperationTable } from '../control/operations.js'
@@ -11,6 +7,7 @@ import { walk } from '../files/walk.js'
 import type { Source } from '../sync/ask-file.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
+import { copyOut } from './copy-out.js'
 import { PolicyShape } from './follow-policies.js'
 import { writeFileDocuments, type NamedFile } from './file-documents.js'
 
@@ -117,25 +114,5 @@ async function exists (path: string): Promise<boolean> {
   } catch (error) {
     if (systemCode(error) === 'ENOENT') return false
     throw fileError(error, path)
-  }
-}
-
-/** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
- * to change. */
-async function copyOut (from: string, to: string, force: boolean): Promise<void> {
-  const temporary = join(dirname(to), `.${basename(to).slice(0, 100)}.${randomBytes(6).toString('hex')}.part`)
-  try {
-    await copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL)
-    await chmod(temporary, 0o666 & ~process.umask())
-    if (force) await rename(temporary, to)
-    else {
-      // rename(2) would replace what came there meanwhile; link(2) does not.
-      await link(temporary, to)
-      await unlink(temporary)
-    }
-    await syncFolder(dirname(to))
-  } catch (error) {
-    await unlink(temporary).catch((left: unknown) => { if (systemCode(left) !== 'ENOENT') throw left })
-    throw error instanceof PatchcordError ? error : fileError(error, to)
   }
 }

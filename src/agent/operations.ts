@@ -1,6 +1,7 @@
 import type { OperationTable } from '../control/operations.js'
 import type { Agent } from './agent.js'
 import { fileOperations } from './file-operations.js'
+import { offerOperations } from './offer-operations.js'
 import { sharingOperations } from './sharing-operations.js'
 import { trustOperations } from './trust-operations.js'
 
@@ -18,5 +19,6 @@ export function operationsOf (agent: Agent): OperationTable {
     ...trustOperations(agent),
     ...sharingOperations(agent),
     ...fileOperations(agent),
+    ...offerOperations(agent),
   }
 }

@@ -23,6 +23,7 @@ export interface PeersOptions {
   readonly clock: Clock
   readonly logger: Logger
   readonly emit: (event: object) => void
+  readonly onMail: (device: DeviceId, mail: PeerMail) => void
 }
 
 const FIRST_RETRY_MS = 1_000
@@ -225,6 +226,7 @@ export class Peer {
     for (const share of parsed.shares) {
       if (!before.has(share.database)) this.#options.emit({ event: 'share-offered', device: this.device, ...share })
     }
+    this.#options.onMail(this.device, parsed)
     this.reconcile()
   }
 

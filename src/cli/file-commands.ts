@@ -52,7 +52,7 @@ export async function follow ({ client, output }: Context, database: string, { a
 }
 
 /** What happens to a download, for people. */
-function tellTransfer (output: Output, event: TransferEvent): void {
+export function tellTransfer (output: Output, event: TransferEvent): void {
   switch (event.event) {
     case 'progress': {
       const { done, total, rate, sources } = event

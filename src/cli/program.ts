@@ -3,6 +3,7 @@ import { contextOf, type CliIo, type CommonOptions, type Context } from './conte
 import * as device from './device-commands.js'
 import * as file from './file-commands.js'
 import { Output } from './output.js'
+import * as offer from './offer-commands.js'
 import * as service from './service-commands.js'
 import * as sharing from './sharing-commands.js'
 
@@ -113,6 +114,14 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .requiredOption('-o, --output <path>', 'where to write it')
     .option('--from <device>', 'ask this device alone')
     .option('--force', 'replace what is there')
+  command(program, 'send <device> <path...>', 'hand files and folders to one device: it sees the list, then accepts', 'patchcord send desktop holiday/', offer.send)
+    .option('--no-wait', 'do not wait for the answer')
+  const inbox = command(program, 'inbox', 'what others hand to this device', 'patchcord inbox', offer.inbox)
+  command(inbox, 'accept <offer>', 'fetch it into a folder; nothing there is replaced', 'patchcord inbox accept 9f3a --to ~/Downloads', offer.inboxAccept)
+    .requiredOption('--to <folder>', 'where it lands')
+  command(inbox, 'refuse <offer>', 'say no', 'patchcord inbox refuse 9f3a', offer.inboxRefuse)
+  command(inbox, 'rule <device> <rule>', 'what becomes of offers of a device: ask, accept or refuse', 'patchcord inbox rule desktop accept --to ~/Downloads', offer.inboxRule)
+    .option('--to <folder>', 'where what is accepted lands')
   return program
 }
 

@@ -28,6 +28,11 @@ export interface Operations {
   ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
   follow: { args: { database: string, policy?: FollowPolicy }, result: { database: string, policy: FollowPolicy, missing: number } }
   get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferEvent, result: { id: string, size: number, seconds: number, sources: string[] } }
+  send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
+  inbox: { args: object, event: InboxOffer, result: { offers: number } }
+  'inbox-accept': { args: { offer: string, to: string }, event: TransferEvent, result: { files: number, bytes: number, landed: string[] } }
+  'inbox-refuse': { args: { offer: string }, result: { offer: string } }
+  'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
   events: { args: object, event: object, result: object }
 }
 
@@ -115,6 +120,22 @@ export type AddEvent =
   | { event: 'failed', path: string, error: string, hint: string }
 
 export interface StoredFile { event: 'file', id: string, size: number, databases: string[] }
+
+export type SendEvent =
+  | { event: 'offered', offer: string, files: number, bytes: number }
+  | { event: 'accepted', offer: string }
+
+/** What somebody hands to this device. `files` is there while it waits for an answer and the list could be fetched. */
+export interface InboxOffer {
+  event: 'offer'
+  offer: string
+  device: string
+  name: string
+  state: 'offered' | 'accepted' | 'refused' | 'done'
+  count: number
+  bytes: number
+  files?: Array<{ path: string, size: number, id: string }>
+}
 
 /** Which files that documents refer to are fetched without being asked for. */
 export type FollowPolicy = { fetch: 'all' } | { fetch: 'on-demand' } | { fetch: 'up-to', bytes: number }
