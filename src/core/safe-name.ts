@@ -14,7 +14,7 @@ export function safeName (name: string): string {
   if (Buffer.byteLength(safe) > MOST_BYTES) {
     const extension = /\.[^.]{1,20}$/u.exec(safe)?.[0] ?? ''
     let stem = safe.slice(0, safe.length - extension.length)
-    while (Buffer.byteLength(stem) + Buffer.byteLength(extension) > MOST_BYTES) stem = [...stem].slice(0, -1).join('')
+    while (Buffer.byteLength(stem) + Buffer.byteLength(extension) > MOST_BYTES) stem = stem.replace(/.$/su, '')
     safe = stem + extension
   }
   if (RESERVED.test(safe)) safe = `_${safe}`
