@@ -72,6 +72,8 @@ export class Agent {
   readonly peers: Peers
   readonly sources: FileSources
   readonly downloads: Downloads
+  /** Imports under way: what they added may not be recorded yet. */
+  importing = 0
   readonly #options: AgentOptions
   readonly #accounts: AccountBook
   readonly #resources: Resources

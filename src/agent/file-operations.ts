@@ -1,13 +1,14 @@
-import { lstat } from 'node:fs/promises'
+import { lstat, unlink } from 'node:fs/promises'
 import * as v from 'valibot'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
-import { parseContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
+import { isContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
 import type { OperationTable } from '../control/operations.js'
 import { walk } from '../files/walk.js'
 import type { Source } from '../sync/ask-file.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
 import { copyOut } from './copy-out.js'
+import { findByName } from './file-names.js'
 import { PolicyShape } from './follow-policies.js'
 import { writeFileDocuments, type NamedFile } from './file-documents.js'
 
@@ -15,8 +16,9 @@ import { writeFileDocuments, type NamedFile } from './file-documents.js'
 export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls' | 'get' | 'follow'> {
   const { store } = agent
   return {
-    add: async (args, emit, signal) => {
-      const { paths, to } = readArguments(v.strictObject({ paths: v.array(absolutePath), to: v.exactOptional(text) }), args)
+    add: (args, emit, signal) => importing(agent, async () => {
+      const { paths, to, move = false } = readArguments(v.strictObject({ paths: v.array(absolutePath), to: v.exactOptional(text), move: v.exactOptional(v.boolean()) }), args)
+      const begun = Date.now()
       const database = to === undefined ? undefined : parseDatabaseName(to)
       if (database !== undefined && !agent.databases.includes(database)) throw new PatchcordError('not-found', `there is no database ${database}`, { hint: `make it: patchcord db create ${database}` })
       const started = agent.clock.monotonic()
@@ -24,6 +26,8 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       let bytes = 0
       let failed = 0
       let batch: NamedFile[] = []
+      // Removed only at the end, when all is recorded too.
+      const moved: string[] = []
       const record = async (): Promise<void> => {
         if (database === undefined || batch.length === 0) return
         const named = batch
@@ -42,6 +46,12 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         files += 1
         bytes += added.size
         emit({ event: 'added', id: added.id, size: added.size, path: added.path, new: added.isNew })
+        if (move) {
+          // What somebody wrote to while it was read stays where it is.
+          const status = await lstat(added.path).catch(() => undefined)
+          if (status !== undefined && status.size === added.size && Math.max(status.mtimeMs, status.ctimeMs) < begun) moved.push(added.path)
+          else emit({ event: 'failed', path: added.path, error: `${added.path} was added, and stays: it changed just now`, hint: 'add it again once nothing writes to it' })
+        }
         if (database !== undefined) {
           const status = await lstat(added.path).catch(() => undefined)
           batch.push({ id: added.id, size: added.size, path: added.path, mtime: status?.mtimeMs ?? agent.clock.now() })
@@ -49,9 +59,10 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         }
       }
       await record()
+      for (const path of moved) await unlink(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw fileError(error, path) })
       if (failed > 0) throw new PatchcordError('unreadable', `${failed} of ${failed + files} files were not added`, { hint: 'the lines above name each one and what to do' })
       return { files, bytes, seconds: (agent.clock.monotonic() - started) / 1000 }
-    },
+    }),
 
     ls: async (_args, emit, signal) => {
       let files = 0
@@ -75,7 +86,7 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
 
     get: async (args, emit, signal) => {
       const { id: given, output, from, force = false } = readArguments(v.strictObject({ id: text, output: absolutePath, from: v.exactOptional(text), force: v.exactOptional(v.boolean()) }), args)
-      const id = parseContentId(given)
+      const id = isContentId(given) ? given : await findByName(agent.couch.client, agent.databases, given)
       if (!force && await exists(output)) throw new PatchcordError('already-exists', `${output} is there already`, { hint: 'choose another path, or say --force' })
       const started = agent.clock.monotonic()
       const sources: string[] = []
@@ -96,6 +107,16 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
 }
 
 const RECORD_BATCH = 200
+
+/** Runs an import, and lets others know that one is under way. */
+async function importing<Result> (agent: Agent, task: () => Promise<Result>): Promise<Result> {
+  agent.importing += 1
+  try {
+    return await task()
+  } finally {
+    agent.importing -= 1
+  }
+}
 
 async function * walkAll (paths: readonly string[]): AsyncIterable<string> {
   for (const path of paths) for await (const found of walk(path)) yield found.path

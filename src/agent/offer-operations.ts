@@ -5,6 +5,7 @@ import { walk } from '../files/walk.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
 import type { OfferedFile } from './offer-list.js'
+import type { SentOffer } from './offers.js'
 
 /** Files handed to one device, and what others hand to this one. */
 export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'inbox' | 'inbox-accept' | 'inbox-refuse' | 'inbox-rule'> {
@@ -15,15 +16,22 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       const { device, paths, wait = true } = readArguments(v.strictObject({ device: text, paths: v.array(absolutePath), wait: v.exactOptional(v.boolean()) }), args)
       const known = book.find(device)
       const files: OfferedFile[] = []
-      for (const path of paths) {
-        const top = path.slice(path.lastIndexOf('/') + 1)
-        for await (const found of walk(path)) {
-          const { id, size } = await store.add(found.path, { signal })
-          files.push({ path: found.path === path ? [top] : [top, ...found.relative.split('/')], size, id })
+      agent.importing += 1
+      let sent: SentOffer
+      try {
+        for (const path of paths) {
+          const top = path.slice(path.lastIndexOf('/') + 1)
+          for await (const found of walk(path)) {
+            const { id, size } = await store.add(found.path, { signal })
+            files.push({ path: found.path === path ? [top] : [top, ...found.relative.split('/')], size, id })
+          }
         }
+        if (files.length === 0) throw new PatchcordError('usage', 'there is no file to send')
+        sent = await agent.offers.offer(known.device, files)
+      } finally {
+        agent.importing -= 1
       }
-      if (files.length === 0) throw new PatchcordError('usage', 'there is no file to send')
-      const { offer, bytes } = await agent.offers.offer(known.device, files)
+      const { offer, bytes } = sent
       emit({ event: 'offered', offer, files: files.length, bytes })
       if (!wait) return { offer, files: files.length, bytes, answer: 'none' }
       const answer = await new Promise<string>((resolve, reject) => {

@@ -53,6 +53,9 @@ export class Offers {
   get received (): readonly ReceivedOffer[] { return this.#state.received }
   get sent (): readonly SentOffer[] { return this.#state.sent }
 
+  /** Whether files of an offer are on their way in or out of the store. */
+  get isBusy (): boolean { return this.#fetching.size > 0 || this.#state.received.some(({ state }) => state === 'accepted') }
+
   /** What the server lends, for its env. */
   lent (): Array<{ device: DeviceId, files: ContentId[], until: string }> {
     return this.#state.sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...files], until }))

@@ -4,6 +4,7 @@ import { fileOperations } from './file-operations.js'
 import { offerOperations } from './offer-operations.js'
 import { sharingOperations } from './sharing-operations.js'
 import { trustOperations } from './trust-operations.js'
+import { upkeepOperations } from './upkeep-operations.js'
 
 /** What the control socket does. Each operation checks its own arguments. */
 export function operationsOf (agent: Agent): OperationTable {
@@ -20,5 +21,6 @@ export function operationsOf (agent: Agent): OperationTable {
     ...sharingOperations(agent),
     ...fileOperations(agent),
     ...offerOperations(agent),
+    ...upkeepOperations(agent),
   }
 }

@@ -6,11 +6,11 @@ import { formatBytes, formatSeconds, parseBytes, type Output } from './output.js
 
 // The file store.
 
-export async function add ({ client, output, signal }: Context, paths: string[], { to }: { to?: string }): Promise<void> {
+export async function add ({ client, output, signal }: Context, paths: string[], { to, move = false }: { to?: string, move?: boolean }): Promise<void> {
   let files = 0
   let bytes = 0
   const started = performance.now()
-  const done = await client.call('add', { paths: paths.map(path => resolve(path)), ...to === undefined ? {} : { to } }, event => {
+  const done = await client.call('add', { paths: paths.map(path => resolve(path)), move, ...to === undefined ? {} : { to } }, event => {
     output.object(event)
     if (event.event === 'added') {
       files += 1
@@ -40,6 +40,26 @@ export async function get ({ client, output, signal }: Context, id: string, { ou
   }, signal)
   output.object({ event: 'done', ...done })
   output.line(`wrote ${path}: ${formatBytes(done.size)} in ${formatSeconds(done.seconds)}${done.sources.length === 0 ? ', from this device\'s own store' : ''}`)
+}
+
+export async function verify ({ client, output, signal }: Context): Promise<void> {
+  const done = await client.call('verify', {}, event => {
+    output.object(event)
+    if (event.event === 'progress') output.progress(`${event.files} files, ${formatBytes(event.bytes)} read`)
+    else output.line(`damaged: ${event.id}; what is left of it is now ${event.quarantined}`)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}: ${done.damaged === 0 ? 'all as they were put there' : `${done.damaged} damaged`}`)
+  if (done.damaged > 0) throw new PatchcordError('verification', `${done.damaged} of ${done.files} files were damaged on this device's disk`, { hint: 'get them again from another device' })
+}
+
+export async function gc ({ client, output, signal }: Context, { remove = false }: { remove?: boolean }): Promise<void> {
+  const done = await client.call('gc', { remove }, event => {
+    output.object(event)
+    output.raw(`${event.id}  ${formatBytes(event.size).padStart(9)}\n`)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}, that nothing refers to${done.removed ? ': removed' : done.files > 0 ? '; remove them with --remove' : ''}`)
 }
 
 export async function follow ({ client, output }: Context, database: string, { all, onDemand, upTo }: { all?: boolean, onDemand?: boolean, upTo?: string }): Promise<void> {

@@ -24,10 +24,12 @@ export interface Operations {
   shares: { args: object, result: { shares: OfferedShare[] } }
   accept: { args: { peer: string, database: string, as?: string, merge?: boolean }, result: AcceptedShare }
   explain: { args: { device: string, method: string, path: string }, result: Explanation }
-  add: { args: { paths: string[], to?: string }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
+  add: { args: { paths: string[], to?: string, move?: boolean }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
   ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
   follow: { args: { database: string, policy?: FollowPolicy }, result: { database: string, policy: FollowPolicy, missing: number } }
   get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferEvent, result: { id: string, size: number, seconds: number, sources: string[] } }
+  verify: { args: object, event: VerifyEvent, result: { files: number, bytes: number, damaged: number } }
+  gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number }, result: { files: number, bytes: number, removed: boolean } }
   send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
   inbox: { args: object, event: InboxOffer, result: { offers: number } }
   'inbox-accept': { args: { offer: string, to: string }, event: TransferEvent, result: { files: number, bytes: number, landed: string[] } }
@@ -120,6 +122,10 @@ export type AddEvent =
   | { event: 'failed', path: string, error: string, hint: string }
 
 export interface StoredFile { event: 'file', id: string, size: number, databases: string[] }
+
+export type VerifyEvent =
+  | { event: 'progress', files: number, bytes: number }
+  | { event: 'damaged', id: string, quarantined: string }
 
 export type SendEvent =
   | { event: 'offered', offer: string, files: number, bytes: number }

@@ -1,4 +1,4 @@
-import { mkdir, open } from 'node:fs/promises'
+import { mkdir, open, rename } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { syncFolder, writeDurably } from '../core/durable-file.js'
@@ -250,6 +250,22 @@ export class FileStore {
       const list = await unlinkIfThere(pathOf(this.root, id, '.leaves'))
       if (was || list) await syncFolder(shardOf(this.root, id))
       return was
+    })
+  }
+
+  /** Takes a file that is damaged out of the store and puts it aside, with its list, in `quarantine/` beside `files/`;
+   * where. What it is recorded for is forgotten, as by `remove`. Throws `not-found`. */
+  async quarantine (id: ContentId): Promise<string> {
+    return await this.#perFile.run(id, async () => {
+      if (!await this.has(id)) throw new PatchcordError('not-found', `there is no file ${id} here`)
+      const folder = join(dirname(this.root), 'quarantine')
+      await mkdir(folder, { recursive: true, mode: 0o700 })
+      const to = join(folder, id)
+      await unlinkIfThere(pathOf(this.root, id, '.refs'))
+      await rename(pathOf(this.root, id), to).catch((error: unknown) => { throw fileError(error, to) })
+      await unlinkIfThere(pathOf(this.root, id, '.leaves'))
+      await syncFolder(shardOf(this.root, id))
+      return to
     })
   }
 
