@@ -33,7 +33,8 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         const named = batch
         batch = []
         await agent.following.making(database, named.map(({ id }) => id), async () => {
-          for (const { id } of named) await store.record(id, database)
+          // At once: each waits for the disk three times.
+          await Promise.all(named.map(({ id }) => store.record(id, database)))
           await writeFileDocuments(agent.couch.client, database, named)
         })
       }
