@@ -5,17 +5,12 @@ import { join } from 'node:path'
 import { createServer as createTlsServer, type TLSSocket } from 'node:tls'
 import t from 'tap'
 import { systemClock } from '../src/core/clock.js'
-import { DEFAULT_LIMITS } from '../src/core/limits.js'
 import { PatchcordError } from '../src/core/errors.js'
-import type { ContentId, DatabaseName, DeviceId } from '../src/core/ids.js'
+import type { DatabaseName, DeviceId } from '../src/core/ids.js'
 import { silentLogger } from '../src/core/log.js'
 import { startEmbedded } from '../src/embedded/front.js'
-import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
-import { serveFile, FILE_SIZE_HEADER } from '../src/files/serve.js'
-import { FileStore } from '../src/files/store.js'
 import { issueDevice, issueServer, createUserCa } from '../src/identity/certificates.js'
 import { deviceIdOf, generateKey, privateKeyToPem, spkiOf } from '../src/identity/keys.js'
-import { download } from '../src/sync/download.js'
 import { askPeer, PeerAgent, readBody } from '../src/sync/peer-agent.js'
 import { PeerLink } from '../src/sync/peer-link.js'
 import { Pull } from '../src/sync/pull.js'
@@ -144,52 +139,6 @@ await t.test('a link: mail that changes all the time does not make it spin, and 
   await link.stop()
   t.strictSame(changes, [true, false], 'the second address answered')
   t.ok(mails > 1 && mails < 15, `${mails} mails in a second`)
-})
-
-await t.test('a lying source gains nothing, and the store stays as it was', async t => {
-  const store = await FileStore.open(join(t.testdir({}), 'files'))
-  const file = Buffer.alloc(3 * LEAF_BYTES + 5, 'x')
-  const leaves = Buffer.concat([0, 1, 2, 3].map(index => leafHash(file.subarray(index * LEAF_BYTES, (index + 1) * LEAF_BYTES))))
-  const id = contentIdOf(leaves)
-  const wrong = Buffer.from(file)
-  wrong[2 * LEAF_BYTES + 7]! ^= 1
-  let respond: RequestListener = () => undefined
-  const server = await impostor(t, { key: peer.serverKey, cert: peer.serverCertificate }, (request, response) => { respond(request, response) })
-  const agent = agentTo(server.port)
-  const honest: RequestListener = (request, response) => {
-    if (request.url?.endsWith('/leaves') === true) response.writeHead(200, { [FILE_SIZE_HEADER]: file.length }).end(leaves)
-    else response.writeHead(200, { 'Content-Length': file.length }).end(file)
-  }
-  const lying = (part: 'leaves' | 'content', lie: RequestListener): RequestListener => (request, response) => {
-    const isLie = (request.url?.endsWith('/leaves') === true) === (part === 'leaves')
-    ;(isLie ? lie : honest)(request, response)
-  }
-  for (const [what, answer, code] of [
-    ['no such file', (_request, response) => { response.writeHead(404).end('{}') }, 'not-found'],
-    ['no size', lying('leaves', (_request, response) => { response.end(leaves) }), 'verification'],
-    ['a size that is no number', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: '1e9' }).end(leaves) }), 'verification'],
-    ['a size that does not fit the list', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: 900 * LEAF_BYTES }).end(leaves) }), 'verification'],
-    ['a size off by one', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: file.length + 1 }).end(leaves) }), 'unreachable'],
-    ['an endless list', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: file.length }).end(Buffer.alloc(10_000_000)) }), 'too-large'],
-    ['a list of another file', lying('leaves', (_request, response) => { response.writeHead(200, { [FILE_SIZE_HEADER]: file.length }).end(Buffer.alloc(leaves.length)) }), 'verification'],
-    ['one wrong bit', lying('content', (_request, response) => { response.end(wrong) }), 'verification'],
-    ['too short', lying('content', (_request, response) => { response.end(file.subarray(0, -1)) }), 'unreachable'],
-    ['too long', lying('content', (_request, response) => { response.write(file); response.end('y') }), 'verification'],
-    ['cut off', lying('content', (_request, response) => { response.write(file.subarray(0, 2 * LEAF_BYTES)); setTimeout(() => { response.destroy() }, 50) }), 'unreachable'],
-  ] as Array<[string, RequestListener, string]>) {
-    respond = answer
-    await t.rejects(download(store, { device: peer.device, agent }, id), { code }, what)
-    t.notOk(await store.has(id), `${what}: nothing is there`)
-  }
-  respond = honest
-  await t.rejects(download(store, { device: peer.device, agent }, id, { most: file.length - 1 }), { code: 'too-large' })
-  t.strictSame(await download(store, { device: peer.device, agent }, id), { size: file.length })
-  t.ok(await store.has(id))
-
-  // What came from a peer is served on like any other file.
-  respond = (_request, response) => { void serveFile(store.reader, { id: id as ContentId, part: 'content', method: 'GET', headers: new Map() }, response, DEFAULT_LIMITS).catch(() => { response.destroy() }) }
-  t.ok((await readBody(await askPeer(agent, peer.device, `/files/${id}`), file.length)).equals(file))
-  agent.destroy()
 })
 
 await t.test('what a pull writes was asked for: a hostile database gets nothing else in', async t => {

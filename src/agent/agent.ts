@@ -19,15 +19,20 @@ import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
+import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
-import { hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
+import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
-import { writeMail } from './mail.js'
+import { NO_MAIL, writeMail } from './mail.js'
+import { Offers } from './offers.js'
 import { operationsOf } from './operations.js'
 import { Pairing } from './pairing.js'
+import { FileSources } from './file-sources.js'
+import { FollowPolicies } from './follow-policies.js'
+import { Following } from './following.js'
 import { Peers } from './peers.js'
 import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
@@ -75,6 +80,10 @@ export class Agent {
   readonly life: TrustLife
   readonly store: FileStore
   readonly peers: Peers
+  readonly sources: FileSources
+  readonly downloads: Downloads
+  /** Imports under way: what they added may not be recorded yet. */
+  importing = 0
   readonly #options: AgentOptions
   readonly #accounts: AccountBook
   readonly #resources: Resources
@@ -84,12 +93,14 @@ export class Agent {
   #pairing!: Pairing
   #bridge!: Bridge
   #discovery: Discovery | undefined
+  #following!: Following
+  #offers!: Offers
   #databases: DatabaseName[] = []
   #serial: Promise<unknown> = Promise.resolve()
   #revoked: ReadonlySet<DeviceId> = new Set()
   #halted: { readonly reason: string, readonly hint: string } | undefined
 
-  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings) {
+  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
     this.home = options.home
     this.#options = options
     this.logger = logger
@@ -99,6 +110,7 @@ export class Agent {
     this.book = book
     this.cas = cas
     this.store = store
+    this.downloads = downloads
     this.#settings = settings
     this.#accounts = new AccountBook(settings.programPassword)
     this.events.setMaxListeners(0)
@@ -111,7 +123,13 @@ export class Agent {
       couch: { get url () { return couch().url }, get agent () { return couch().client.agent } },
       syncLogin: known => this.#couch.loginOf(this.#accounts.sync(book, known)),
       createDatabase: name => this.createDatabase(name),
-      emit: event => { this.emit(event) },
+      emit: event => {
+        this.emit(event)
+        if ((event as { event?: unknown }).event === 'connected') this.#following?.retry()
+      },
+      onMail: (device, mail) => {
+        this.#offers.mailCame(device, mail).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'offers in the mail of a device were not taken in') })
+      },
       onTrustMail: (device, mail, origin, user) => { this.life.received(device, mail, origin, user) },
     })
     this.life = new TrustLife({
@@ -124,6 +142,7 @@ export class Agent {
       retryLinks: () => { for (const { link } of this.peers.all()) if (!link.connected) link.retry() },
       emit: event => { this.emit(event) },
     })
+    this.sources = new FileSources(this.peers, () => this.#couch.client, logger)
   }
 
   /** Starts the service. The first run makes an identity. Throws, with nothing left running, where the home
@@ -141,8 +160,10 @@ export class Agent {
       const book = await TrustBook.open(home.root)
       const cas = await CaBook.open(home.root)
       const store = await FileStore.open(home.files)
+      resources.add(() => store.close())
       const settings = await firstSettings(options)
-      const agent = new Agent(options, collaborators, resources, keystore, book, cas, store, settings)
+      const downloads = await Downloads.open(home.root, store, { clock, logger: collaborators.logger }, event => { agent.emit(event) })
+      const agent: Agent = new Agent(options, collaborators, resources, keystore, book, cas, store, settings, downloads)
       await agent.#start(lock.wasLeftBehind ? PATIENCE_MS : 0)
       return agent
     } catch (error) {
@@ -156,6 +177,8 @@ export class Agent {
   get pairing (): Pairing { return this.#pairing }
   /** Where the bridge is, and its login for any database of any peer. */
   get bridgeLogin (): { url: string, username: string, token: string } { return { url: this.#bridge.url, username: BRIDGE_USER, token: this.#settings.bridgeToken } }
+  get following (): Following { return this.#following }
+  get offers (): Offers { return this.#offers }
   get databases (): readonly DatabaseName[] { return this.#databases }
   get revoked (): ReadonlySet<DeviceId> { return this.#revoked }
   get addresses (): readonly Address[] { return this.#server.addresses }
@@ -187,7 +210,7 @@ export class Agent {
       server: { pid: this.#server.pid ?? null, confined: null },
       stopped: this.#halted ?? null,
       notices: this.life.notices,
-      peers: this.peers.all().map(peer => peer.status()),
+      peers: this.peers.all().map(peer => ({ ...peer.status(), files: { missing: this.#following.missing(peer.received()) } })),
     }
   }
 
@@ -214,6 +237,7 @@ export class Agent {
     }
     await this.peers.reconcile()
     this.#discovery?.setKnown(this.peers.devices)
+    this.#following.retry()
     return cut
   }
 
@@ -249,6 +273,11 @@ export class Agent {
     return this.#discovery?.announcePairing({ port }) ?? (() => undefined)
   }
 
+  /** Tells the server what others are offered and lent now. */
+  async mailChanged (): Promise<void> {
+    await this.#server.update({ mail: this.#mail(), lent: this.#offers.lent() })
+  }
+
   async stop (): Promise<void> {
     await this.#resources.close()
   }
@@ -273,6 +302,7 @@ export class Agent {
     this.#resources.add(() => this.#couch.stop())
     this.#databases = await this.#couch.databases()
 
+    this.#offers = await Offers.open(this)
     const port = await this.#choosePort()
     const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
@@ -280,6 +310,7 @@ export class Agent {
     this.#resources.add(() => this.#server.stop())
     if (!isHalted && this.#options.listen === undefined) await this.#keep({ port })
 
+    await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
     await this.peers.reconcile()
     if (this.#options.discovery !== false) await this.#discover()
@@ -292,10 +323,13 @@ export class Agent {
     }))
     this.#resources.add(() => this.#bridge.stop())
     await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
+    this.downloads.goOn(id => this.sources.later(id))
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())
     this.life.wake()
+    // Before the control socket: a `get` that ends because the service does stays on the list of downloads.
+    this.#resources.add(() => this.downloads.stop())
   }
 
   async #discover (): Promise<void> {
@@ -313,12 +347,27 @@ export class Agent {
     this.#discovery.setKnown(this.peers.devices)
   }
 
+  async #startFollowing (): Promise<void> {
+    // A client of its own: a feed for each database must not keep others waiting for a connection.
+    const couch = new CouchClient(this.#couch.url, this.#couch.loginOf(this.#accounts.owner), Infinity)
+    this.#resources.add(() => { couch.close() })
+    this.#following = new Following({
+      store: this.store, peers: this.peers, downloads: this.downloads, couch, clock: this.clock, logger: this.logger,
+      policies: await FollowPolicies.open(this.home.root),
+      isShared: database => [...this.book.known.values()].some(known => known.relation === 'peer' && Object.hasOwn(this.book.grantOf(known).databases, database)),
+      emit: event => { this.emit(event) },
+    })
+    this.#resources.add(() => this.#following.stop())
+    await this.#following.reconcile(this.#databases)
+  }
+
   async #databasesAre (names: readonly DatabaseName[]): Promise<void> {
     if (names.toSorted().join(' ') === this.#databases.join(' ')) return
     this.#databases = names.toSorted()
     this.emit({ event: 'databases', databases: this.#databases })
     // Before the server runs there is nobody to tell: its env will have them.
     if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: this.#mail() })
+    await this.#following?.reconcile(this.#databases)
   }
 
   async #choosePort (): Promise<number> {
@@ -343,7 +392,7 @@ export class Agent {
   }
 
   /** Everything that an update may replace, as the book has it now. */
-  async #parts (): Promise<Required<Pick<ServerEnvInput, 'identity' | 'whitelist' | 'revoked' | 'grants' | 'couch' | 'mail'>> & ServerUpdate> {
+  async #parts (): Promise<Required<Pick<ServerEnvInput, 'identity' | 'whitelist' | 'revoked' | 'grants' | 'couch' | 'mail' | 'lent'>> & ServerUpdate> {
     const { device, serverCertificate, userCa } = this.keystore.identity
     return {
       identity: { device, key: await this.keystore.serverKey(), certificates: serverCertificate, userCa },
@@ -352,13 +401,14 @@ export class Agent {
       grants: this.book.grants,
       couch: this.#couchPart(),
       mail: this.#mail(),
+      lent: this.#offers?.lent() ?? [],
     }
   }
 
   #mail (): Record<DeviceId, Record<string, unknown>> {
     const mail: Record<DeviceId, Record<string, unknown>> = {}
-    const databases = writeMail(this.book, this.#databases)
-    for (const known of this.book.known.values()) mail[known.device] = { ...databases[known.device], ...this.life.mailFor(known) }
+    const written = writeMail(this.book, this.#databases, device => this.#offers?.mailFor(device) ?? NO_MAIL)
+    for (const known of this.book.known.values()) mail[known.device] = { ...written[known.device], ...this.life.mailFor(known) }
     return mail
   }
 

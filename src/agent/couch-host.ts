@@ -37,11 +37,11 @@ export class CouchClient {
   readonly #target: { host: string, port: number }
 
   /** Throws `bad-env` for a URL that is not one of a literal loopback address. */
-  constructor (url: string, login: CouchLogin) {
+  constructor (url: string, login: CouchLogin, maxSockets = 16) {
     this.#target = parseCouchUrl(url)
     this.url = url.replace(/\/$/, '')
     this.#login = login
-    this.agent = new Agent({ keepAlive: true, maxSockets: 16 })
+    this.agent = new Agent({ keepAlive: true, maxSockets })
   }
 
   /** One request with a JSON answer, whatever its status. Throws `upstream-down` or `upstream-slow`. */

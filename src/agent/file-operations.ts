@@ -1,24 +1,24 @@
-import { randomBytes } from 'node:crypto'
-import { constants } from 'node:fs'
-import { chmod, copyFile, link, lstat, rename, unlink } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { lstat, unlink } from 'node:fs/promises'
 import * as v from 'valibot'
-import { syncFile, syncFolder } from '../core/durable-file.js'
-import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
-import { parseContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
+import { fileError, PatchcordError, systemCode } from '../core/errors.js'
+import { isContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
 import type { OperationTable } from '../control/operations.js'
 import { walk } from '../files/walk.js'
-import { download } from '../sync/download.js'
+import type { Source } from '../sync/ask-file.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
+import { copyOut } from './copy-out.js'
+import { findByName } from './file-names.js'
+import { PolicyShape } from './follow-policies.js'
 import { writeFileDocuments, type NamedFile } from './file-documents.js'
 
 /** The file store. */
-export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls' | 'get'> {
+export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls' | 'get' | 'follow'> {
   const { store } = agent
   return {
-    add: async (args, emit, signal) => {
-      const { paths, to } = readArguments(v.strictObject({ paths: v.array(absolutePath), to: v.exactOptional(text) }), args)
+    add: (args, emit, signal) => importing(agent, async () => {
+      const { paths, to, move = false } = readArguments(v.strictObject({ paths: v.array(absolutePath), to: v.exactOptional(text), move: v.exactOptional(v.boolean()) }), args)
+      const begun = Date.now()
       const database = to === undefined ? undefined : parseDatabaseName(to)
       if (database !== undefined && !agent.databases.includes(database)) throw new PatchcordError('not-found', `there is no database ${database}`, { hint: `make it: patchcord db create ${database}` })
       const started = agent.clock.monotonic()
@@ -26,13 +26,17 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       let bytes = 0
       let failed = 0
       let batch: NamedFile[] = []
+      // Removed only at the end, when all is recorded too.
+      const moved: string[] = []
       const record = async (): Promise<void> => {
         if (database === undefined || batch.length === 0) return
         const named = batch
         batch = []
-        // At once: each waits for the disk twice.
-        await Promise.all(named.map(({ id }) => store.record(id, database)))
-        await writeFileDocuments(agent.couch.client, database, named)
+        await agent.following.making(database, named.map(({ id }) => id), async () => {
+          // At once: each waits for the disk three times.
+          await Promise.all(named.map(({ id }) => store.record(id, database)))
+          await writeFileDocuments(agent.couch.client, database, named)
+        })
       }
       for await (const added of store.addAll(walkAll(paths), { signal })) {
         if ('error' in added) {
@@ -43,6 +47,12 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         files += 1
         bytes += added.size
         emit({ event: 'added', id: added.id, size: added.size, path: added.path, new: added.isNew })
+        if (move) {
+          // What somebody wrote to while it was read stays where it is.
+          const status = await lstat(added.path).catch(() => undefined)
+          if (status !== undefined && status.size === added.size && Math.max(status.mtimeMs, status.ctimeMs) < begun) moved.push(added.path)
+          else emit({ event: 'failed', path: added.path, error: `${added.path} was added, and stays: it changed just now`, hint: 'add it again once nothing writes to it' })
+        }
         if (database !== undefined) {
           const status = await lstat(added.path).catch(() => undefined)
           batch.push({ id: added.id, size: added.size, path: added.path, mtime: status?.mtimeMs ?? agent.clock.now() })
@@ -50,9 +60,10 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         }
       }
       await record()
+      for (const path of moved) await unlink(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw fileError(error, path) })
       if (failed > 0) throw new PatchcordError('unreadable', `${failed} of ${failed + files} files were not added`, { hint: 'the lines above name each one and what to do' })
       return { files, bytes, seconds: (agent.clock.monotonic() - started) / 1000 }
-    },
+    }),
 
     ls: async (_args, emit, signal) => {
       let files = 0
@@ -66,21 +77,28 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       return { files, bytes }
     },
 
+    follow: async args => {
+      const { database: given, policy } = readArguments(v.strictObject({ database: text, policy: v.exactOptional(PolicyShape) }), args)
+      const database = parseDatabaseName(given)
+      if (!agent.databases.includes(database)) throw new PatchcordError('not-found', `there is no database ${database} here`, { hint: '`patchcord db ls` lists them' })
+      if (policy !== undefined) await agent.following.choose(database, policy)
+      return { database, policy: agent.following.policy(database), missing: agent.following.missing([database]) }
+    },
+
     get: async (args, emit, signal) => {
       const { id: given, output, from, force = false } = readArguments(v.strictObject({ id: text, output: absolutePath, from: v.exactOptional(text), force: v.exactOptional(v.boolean()) }), args)
-      const id = parseContentId(given)
+      const id = isContentId(given) ? given : await findByName(agent.couch.client, agent.databases, given)
       if (!force && await exists(output)) throw new PatchcordError('already-exists', `${output} is there already`, { hint: 'choose another path, or say --force' })
       const started = agent.clock.monotonic()
       const sources: string[] = []
       if (!await store.has(id)) {
-        let last = { at: started, done: 0 }
-        const source = await fetchFile(agent, id, from, signal, (done, total) => {
-          const now = agent.clock.monotonic()
-          if (now - last.at < PROGRESS_MS && done < total) return
-          emit({ event: 'progress', done, total, rate: Math.round((done - last.done) / Math.max(0.001, (now - last.at) / 1000)), sources: 1 })
-          last = { at: now, done }
-        })
-        sources.push(source)
+        const named = from === undefined ? undefined : agent.book.find(from).device
+        const found = await agent.sources.of(id, new Set(named === undefined ? [] : [named]))
+        const may = (): readonly Source[] => found().filter(({ device }) => named === undefined || device === named)
+        if (may().length === 0) throw nobody(agent, id)
+        const done = await agent.downloads.fetchAsked(id, { sources: may, signal, onEvent: emit })
+        sources.push(...done.sources)
+        await agent.following.fetched(id, done.givers)
       }
       await copyOut(store.path(id), output, force)
       const { size } = await lstat(store.path(id))
@@ -90,29 +108,25 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
 }
 
 const RECORD_BATCH = 200
-const PROGRESS_MS = 250
+
+/** Runs an import, and lets others know that one is under way. */
+async function importing<Result> (agent: Agent, task: () => Promise<Result>): Promise<Result> {
+  agent.importing += 1
+  try {
+    return await task()
+  } finally {
+    agent.importing -= 1
+  }
+}
 
 async function * walkAll (paths: readonly string[]): AsyncIterable<string> {
   for (const path of paths) for await (const found of walk(path)) yield found.path
 }
 
-/** Fetches from the device given, or from those that answer, one after the other; which one had it. */
-async function fetchFile (agent: Agent, id: ContentId, from: string | undefined, signal: AbortSignal, onProgress: (done: number, total: number) => void): Promise<string> {
-  const peers = from === undefined ? agent.peers.all().filter(({ link }) => link.connected) : [agent.peers.peer(agent.book.find(from).device)].filter(peer => peer !== undefined)
-  if (peers.length === 0) throw new PatchcordError('unreachable', `no device that may have ${id} is connected`, { hint: '`patchcord status` says why' })
-  let problem: unknown
-  for (const { device, link } of peers) {
-    try {
-      await download(agent.store, { device, agent: link.agent }, id, { signal, onProgress })
-      return device
-    } catch (error) {
-      signal.throwIfAborted()
-      agent.logger.info({ device, id, reason: messageOf(error) }, 'a download failed')
-      // A lie is worse news than an absence, whoever is asked last.
-      if (!(problem instanceof PatchcordError && problem.code === 'verification')) problem = error
-    }
-  }
-  throw problem
+/** Why nobody is asked: nobody is there, or nobody who is there has shared it. */
+function nobody (agent: Agent, id: ContentId): PatchcordError {
+  if (!agent.peers.all().some(({ link }) => link.connected)) return new PatchcordError('unreachable', `no device that may have ${id} is connected`, { hint: '`patchcord status` says why' })
+  return new PatchcordError('not-found', `no device that is connected has shared ${id} with this one`, { hint: 'accept the database it belongs to, or name the device with --from' })
 }
 
 async function exists (path: string): Promise<boolean> {
@@ -122,26 +136,5 @@ async function exists (path: string): Promise<boolean> {
   } catch (error) {
     if (systemCode(error) === 'ENOENT') return false
     throw fileError(error, path)
-  }
-}
-
-/** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
- * to change. */
-async function copyOut (from: string, to: string, force: boolean): Promise<void> {
-  const temporary = join(dirname(to), `.${basename(to).slice(0, 100)}.${randomBytes(6).toString('hex')}.part`)
-  try {
-    await copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL)
-    await chmod(temporary, 0o666 & ~process.umask())
-    await syncFile(temporary)
-    if (force) await rename(temporary, to)
-    else {
-      // rename(2) would replace what came there meanwhile; link(2) does not.
-      await link(temporary, to)
-      await unlink(temporary)
-    }
-    await syncFolder(dirname(to))
-  } catch (error) {
-    await unlink(temporary).catch((left: unknown) => { if (systemCode(left) !== 'ENOENT') throw left })
-    throw error instanceof PatchcordError ? error : fileError(error, to)
   }
 }

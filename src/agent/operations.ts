@@ -4,8 +4,10 @@ import { caOperations } from './ca-operations.js'
 import { exportOperations } from './export-operations.js'
 import { fileOperations } from './file-operations.js'
 import { pairingOperations } from './pairing-operations.js'
+import { offerOperations } from './offer-operations.js'
 import { sharingOperations } from './sharing-operations.js'
 import { trustOperations } from './trust-operations.js'
+import { upkeepOperations } from './upkeep-operations.js'
 
 /** What the control socket does. Each operation checks its own arguments. */
 export function operationsOf (agent: Agent): OperationTable {
@@ -24,5 +26,7 @@ export function operationsOf (agent: Agent): OperationTable {
     ...fileOperations(agent),
     ...caOperations(agent),
     ...exportOperations(agent),
+    ...offerOperations(agent),
+    ...upkeepOperations(agent),
   }
 }

@@ -28,6 +28,7 @@ export interface PeersOptions {
   readonly emit: (event: object) => void
   /** Called with every mail, for what it says about trust; `user` is the CA that the link was proved by. */
   readonly onTrustMail: (device: DeviceId, mail: unknown, origin: MailOrigin, user: UserId) => void
+  readonly onMail: (device: DeviceId, mail: PeerMail) => void
 }
 
 const FIRST_RETRY_MS = 1_000
@@ -135,6 +136,10 @@ export class Peer {
   }
 
   get mail (): PeerMail { return this.#mail }
+  get relation (): KnownDevice['relation'] { return this.#known().relation }
+
+  /** The local databases that are received from it now, or would be if it were connected. */
+  received (): DatabaseName[] { return this.#wanted().map(({ as }) => as) }
 
   /** Replaces what discovery knows of its addresses, and tries again where it is not connected. Where it is, the
    * device may have moved from under the connection: that is looked into, and nothing cut on a hint alone. */
@@ -273,6 +278,7 @@ export class Peer {
     for (const share of parsed.shares) {
       if (!before.has(share.database)) this.#options.emit({ event: 'share-offered', device: this.device, ...share })
     }
+    this.#options.onMail(this.device, parsed)
     this.reconcile()
   }
 

@@ -1,14 +1,16 @@
 import { resolve } from 'node:path'
+import { PatchcordError } from '../core/errors.js'
 import type { Context } from './context.js'
-import { formatBytes, formatSeconds } from './output.js'
+import type { TransferEvent } from '../control/operations.js'
+import { formatBytes, formatSeconds, parseBytes, type Output } from './output.js'
 
 // The file store.
 
-export async function add ({ client, output, signal }: Context, paths: string[], { to }: { to?: string }): Promise<void> {
+export async function add ({ client, output, signal }: Context, paths: string[], { to, move = false }: { to?: string, move?: boolean }): Promise<void> {
   let files = 0
   let bytes = 0
   const started = performance.now()
-  const done = await client.call('add', { paths: paths.map(path => resolve(path)), ...to === undefined ? {} : { to } }, event => {
+  const done = await client.call('add', { paths: paths.map(path => resolve(path)), move, ...to === undefined ? {} : { to } }, event => {
     output.object(event)
     if (event.event === 'added') {
       files += 1
@@ -34,9 +36,60 @@ export async function ls ({ client, output, signal }: Context): Promise<void> {
 export async function get ({ client, output, signal }: Context, id: string, { output: path, from, force = false }: { output: string, from?: string, force?: boolean }): Promise<void> {
   const done = await client.call('get', { id, output: resolve(path), force, ...from === undefined ? {} : { from } }, event => {
     output.object(event)
-    const { done, total, rate } = event
-    output.progress(`${formatBytes(done)} of ${formatBytes(total)}, ${formatBytes(rate)}/s, ${formatSeconds((total - done) / rate)} left`)
+    tellTransfer(output, event)
   }, signal)
   output.object({ event: 'done', ...done })
   output.line(`wrote ${path}: ${formatBytes(done.size)} in ${formatSeconds(done.seconds)}${done.sources.length === 0 ? ', from this device\'s own store' : ''}`)
+}
+
+export async function verify ({ client, output, signal }: Context): Promise<void> {
+  const done = await client.call('verify', {}, event => {
+    output.object(event)
+    if (event.event === 'progress') output.progress(`${event.files} files, ${formatBytes(event.bytes)} read`)
+    else output.line(`damaged: ${event.id}; what is left of it is now ${event.quarantined}`)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}: ${done.damaged === 0 ? 'all as they were put there' : `${done.damaged} damaged`}`)
+  if (done.damaged > 0) throw new PatchcordError('verification', `${done.damaged} of ${done.files} files were damaged on this device's disk`, { hint: 'get them again from another device' })
+}
+
+export async function gc ({ client, output, signal }: Context, { remove = false }: { remove?: boolean }): Promise<void> {
+  const done = await client.call('gc', { remove }, event => {
+    output.object(event)
+    output.raw(`${event.id}  ${formatBytes(event.size).padStart(9)}\n`)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}, that nothing refers to${done.removed ? ': removed' : done.files > 0 ? '; remove them with --remove' : ''}`)
+}
+
+export async function follow ({ client, output }: Context, database: string, { all, onDemand, upTo }: { all?: boolean, onDemand?: boolean, upTo?: string }): Promise<void> {
+  if ([all, onDemand, upTo].filter(given => given !== undefined).length > 1) throw new PatchcordError('usage', '--all, --on-demand and --up-to exclude each other', { hint: 'give one of them, or none to see what is in force' })
+  const policy = all === true ? { fetch: 'all' as const } : onDemand === true ? { fetch: 'on-demand' as const } : upTo === undefined ? undefined : { fetch: 'up-to' as const, bytes: parseBytes(upTo) }
+  const now = await client.call('follow', { database, ...policy === undefined ? {} : { policy } })
+  output.object(now)
+  const what = now.policy.fetch === 'all' ? 'all files that' : now.policy.fetch === 'on-demand' ? 'no file is fetched by itself of those that' : `files of at most ${formatBytes(now.policy.bytes)} that`
+  output.line(`${what} ${database} refers to${now.policy.fetch === 'on-demand' ? '; get them one by one' : ' are fetched'}${now.missing === 0 ? '' : `; ${now.missing} are missing`}`)
+}
+
+/** What happens to a download, for people. */
+export function tellTransfer (output: Output, event: TransferEvent): void {
+  switch (event.event) {
+    case 'progress': {
+      const { done, total, rate, sources } = event
+      output.progress(`${formatBytes(done)} of ${formatBytes(total)}, ${formatBytes(rate)}/s from ${sources} device${sources === 1 ? '' : 's'}, ${formatSeconds((total - done) / rate)} left`)
+      break
+    }
+    case 'source-dropped':
+      output.line(`device ${event.device} sent wrong bytes and is not asked again: ${event.reason}`)
+      break
+    case 'overtaken':
+      output.line(`device ${event.device} is silent; others are asked`)
+      break
+    case 'paused':
+      output.line(`paused: the disk is full, ${formatBytes(event.needed)} are needed; it goes on when there is room`)
+      break
+    case 'resumed':
+      output.line('there is room again; going on')
+      break
+  }
 }

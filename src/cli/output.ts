@@ -1,5 +1,6 @@
 import type { Writable } from 'node:stream'
 import { messageOf, PatchcordError } from '../core/errors.js'
+import { cut } from '../core/ids.js'
 
 /** Where a command writes. With `--json` stdout has one JSON object a line, and people's text goes to
  * stderr; without, people's text is on stdout. */
@@ -74,6 +75,14 @@ export function formatBytes (bytes: number): string {
     unit += 1
   }
   return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`
+}
+
+/** `10MB`, `1.5 GiB` or a plain number as bytes; MB and MiB are both 2^20. Throws `usage`. */
+export function parseBytes (text: string): number {
+  const [, number = '', unit = ''] = /^\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])i?)?b?\s*$/i.exec(text) ?? []
+  const bytes = Math.round(Number(number) * 1024 ** ' kmgt'.indexOf(unit === '' ? ' ' : unit.toLowerCase()))
+  if (number === '' || !Number.isSafeInteger(bytes)) throw new PatchcordError('usage', `"${cut(text)}" is not a size`, { hint: 'write a number of bytes, or such as 500KiB, 10MB or 1.5GiB' })
+  return bytes
 }
 
 /** 75 as `1m 15s`. */

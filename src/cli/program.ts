@@ -5,6 +5,7 @@ import * as device from './device-commands.js'
 import * as file from './file-commands.js'
 import { Output } from './output.js'
 import * as pairing from './pair-commands.js'
+import * as offer from './offer-commands.js'
 import * as service from './service-commands.js'
 import * as sharing from './sharing-commands.js'
 
@@ -141,11 +142,27 @@ function describeProgram ({ io, version, startService }: Cli): Command {
 
   command(program, 'add <path...>', 'take files and folders into the store', 'patchcord add holiday/ --to photos', file.add)
     .option('--to <database>', 'record them for a database, so that its readers may have them')
+    .option('--move', 'remove each file from where it was, once it is safe in the store')
   command(program, 'ls', 'list the store', 'patchcord ls', file.ls)
-  command(program, 'get <id>', 'write a file of the store, or of a connected device, to a path', 'patchcord get mcpw4nwsibkykgenlt6xmh2apr6mi2t5h4yuzcbharu53yyv7tiq -o abc.txt', file.get)
+  command(program, 'follow <database>', 'which of the files that a database refers to are fetched by themselves', 'patchcord follow photos --up-to 100MiB', file.follow)
+    .option('--all', 'all of them (what your own devices share, unless told otherwise)')
+    .option('--on-demand', 'none: only what you get (what others share, unless told otherwise)')
+    .option('--up-to <size>', 'those of at most this size')
+  command(program, 'get <id>', 'write a file (its ID, or its name in a database) of the store, or of a connected device, to a path', 'patchcord get mcpw4nwsibkykgenlt6xmh2apr6mi2t5h4yuzcbharu53yyv7tiq -o abc.txt', file.get)
     .requiredOption('-o, --output <path>', 'where to write it')
     .option('--from <device>', 'ask this device alone')
     .option('--force', 'replace what is there')
+  command(program, 'verify', 'read the whole store and put aside what is damaged', 'patchcord verify', file.verify)
+  command(program, 'gc', 'the files that no database, record or offer refers to', 'patchcord gc', file.gc)
+    .option('--remove', 'remove them')
+  command(program, 'send <device> <path...>', 'hand files and folders to one device: it sees the list, then accepts', 'patchcord send desktop holiday/', offer.send)
+    .option('--no-wait', 'do not wait for the answer')
+  const inbox = command(program, 'inbox', 'what others hand to this device', 'patchcord inbox', offer.inbox)
+  command(inbox, 'accept <offer>', 'fetch it into a folder; nothing there is replaced', 'patchcord inbox accept 9f3a --to ~/Downloads', offer.inboxAccept)
+    .requiredOption('--to <folder>', 'where it lands')
+  command(inbox, 'refuse <offer>', 'say no', 'patchcord inbox refuse 9f3a', offer.inboxRefuse)
+  command(inbox, 'rule <device> <rule>', 'what becomes of offers of a device: ask, accept or refuse', 'patchcord inbox rule desktop accept --to ~/Downloads', offer.inboxRule)
+    .option('--to <folder>', 'where what is accepted lands')
   return program
 }
 

@@ -61,6 +61,7 @@ export async function status ({ client, output }: Context): Promise<void> {
     output.line()
     output.line(`${peer.name} (${peer.relation === 'own' ? 'your own device' : 'somebody else\'s'}): ${peer.connected ? `connected at ${peer.address} since ${peer.since}` : `not connected${peer.problem === null ? '' : `: ${peer.problem}`}`}`)
     for (const { name, remote, state, lag } of peer.databases) output.line(`  ${name} <- ${remote}: ${state}${lag === null || lag === 0 ? '' : `, ${lag} changes behind`}`)
+    if (peer.files.missing > 0) output.line(`  ${peer.files.missing} file${peer.files.missing === 1 ? '' : 's'} still to be fetched`)
   }
   if (now.peers.length === 0) output.line('no other device is known yet')
 }

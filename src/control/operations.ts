@@ -28,15 +28,23 @@ export interface Operations {
   shares: { args: object, result: { shares: OfferedShare[] } }
   accept: { args: { peer: string, database: string, as?: string, merge?: boolean }, result: AcceptedShare }
   explain: { args: { device: string, method: string, path: string }, result: Explanation }
-  add: { args: { paths: string[], to?: string }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
+  add: { args: { paths: string[], to?: string, move?: boolean }, event: AddEvent, result: { files: number, bytes: number, seconds: number } }
   ls: { args: object, event: StoredFile, result: { files: number, bytes: number } }
-  get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferProgress, result: { id: string, size: number, seconds: number, sources: string[] } }
   'ca-export': { args: { passphrase: string, replace?: boolean }, result: { kit: string, user: string } }
   'ca-import': { args: { kit: string, passphrase: string }, result: { device: string, user: string } }
   'ca-retire': { args: { kit?: string, passphrase?: string }, result: { user: string } }
   'ca-succeed': { args: { kit: string, passphrase: string, newPassphrase?: string, keep?: string[] }, result: { user: string, was: string, kit: string, kept: string[], revoked: string[] } }
   'renew-key': { args: object, result: { device: string, user: string, was: { device: string, user: string } } }
   'export-client': { args: { name: string, share: string[], passphrase: string }, result: { device: string, p12: string, notAfter: string } }
+  follow: { args: { database: string, policy?: FollowPolicy }, result: { database: string, policy: FollowPolicy, missing: number } }
+  get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferEvent, result: { id: string, size: number, seconds: number, sources: string[] } }
+  verify: { args: object, event: VerifyEvent, result: { files: number, bytes: number, damaged: number } }
+  gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number }, result: { files: number, bytes: number, removed: boolean } }
+  send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
+  inbox: { args: object, event: InboxOffer, result: { offers: number } }
+  'inbox-accept': { args: { offer: string, to: string }, event: TransferEvent, result: { files: number, bytes: number, landed: string[] } }
+  'inbox-refuse': { args: { offer: string }, result: { offer: string } }
+  'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
   events: { args: object, event: object, result: object }
 }
 
@@ -168,7 +176,36 @@ export type AddEvent =
 
 export interface StoredFile { event: 'file', id: string, size: number, databases: string[] }
 
-export interface TransferProgress { event: 'progress', done: number, total: number, rate: number, sources: number }
+export type VerifyEvent =
+  | { event: 'progress', files: number, bytes: number }
+  | { event: 'damaged', id: string, quarantined: string }
+
+export type SendEvent =
+  | { event: 'offered', offer: string, files: number, bytes: number }
+  | { event: 'accepted', offer: string }
+
+/** What somebody hands to this device. `files` is there while it waits for an answer and the list could be fetched. */
+export interface InboxOffer {
+  event: 'offer'
+  offer: string
+  device: string
+  name: string
+  state: 'offered' | 'accepted' | 'refused' | 'done'
+  count: number
+  bytes: number
+  files?: Array<{ path: string, size: number, id: string }>
+}
+
+/** Which files that documents refer to are fetched without being asked for. */
+export type FollowPolicy = { fetch: 'all' } | { fetch: 'on-demand' } | { fetch: 'up-to', bytes: number }
+
+/** What happens while files are fetched; `rate` is bytes a second over the last seconds. */
+export type TransferEvent =
+  | { event: 'progress', id: string, done: number, total: number, rate: number, sources: number }
+  | { event: 'source-dropped', id: string, device: string, leaf: number | null, reason: string }
+  | { event: 'overtaken', id: string, device: string }
+  | { event: 'paused', id: string, reason: 'disk-full', needed: number }
+  | { event: 'resumed', id: string }
 
 type Shape<Name extends OperationName> = Operations[Name]
 export type Args<Name extends OperationName> = Shape<Name>['args']

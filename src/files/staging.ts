@@ -4,6 +4,7 @@ import { copyFile, open, unlink, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
+import { leafBuffer } from './leaf-hashes.js'
 import { contentIdOf, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
 
 // From a path of the person's to a hashed copy in `partial/`, ready to be put into place. The ID is always
@@ -25,6 +26,8 @@ export interface Known {
   isThere (id: ContentId, size: number): Promise<boolean>
   /** Whether it may have a file of this size (of more than one leaf): a hint, wrong in either direction at no harm. */
   mayHaveSize (size: number): Promise<boolean>
+  /** The hash of one leaf, in memory of `leafBuffer` off the main thread. */
+  hash (leaf: Uint8Array): Promise<Buffer>
   /** Runs the import of a file of more than one leaf when its turn comes. */
   inTurn<Result> (task: () => Promise<Result>): Promise<Result>
 }
@@ -37,7 +40,7 @@ export interface ImportOptions {
 }
 
 /** Leaves in flight at once for one file: while one is hashed, others are read and written. */
-const LANES = 3
+const LANES = 4
 
 /**
  * Copies and hashes the regular file at `path` into `folder`, or only names it where the store has it already.
@@ -55,7 +58,7 @@ export async function stage (path: string, folder: string, known: Known, options
   const { handle: source, status: before } = await openSource(path)
   try {
     const size = Number(before.size)
-    const job: Job = { path, folder, source, before, size, options }
+    const job: Job = { path, folder, source, before, size, options, hash: leaf => known.hash(leaf) }
     return size <= LEAF_BYTES ? await stageLeaf(job, known) : await known.inTurn(() => stageLeaves(job, known))
   } finally {
     await source.close()
@@ -69,6 +72,7 @@ interface Job {
   readonly before: BigIntStats
   readonly size: number
   readonly options: ImportOptions
+  readonly hash: Known['hash']
 }
 
 async function openSource (path: string): Promise<{ handle: FileHandle, status: BigIntStats }> {
@@ -187,15 +191,18 @@ async function hashLeaves (job: Job, handle: FileHandle, write?: (bytes: Buffer,
   let done = 0
   let failed = false
   const lane = async (): Promise<void> => {
-    const buffer = Buffer.allocUnsafeSlow(LEAF_BYTES)
+    const buffer = leafBuffer()
     while (next < count && !failed) {
       signal?.throwIfAborted()
       const index = next++
       const bytes = buffer.subarray(0, leafLength(size, index))
       if (await readAt(job, handle, bytes, index * LEAF_BYTES) < bytes.length) throw changed(job)
       const writing = write?.(bytes, index * LEAF_BYTES)
-      leafHash(bytes).copy(leaves, index * HASH_BYTES)
-      await writing
+      // Both to their end, whichever fails: the buffer is used again, and the handles are closed.
+      const [hashed, written] = await Promise.allSettled([job.hash(bytes), writing])
+      if (written.status === 'rejected') throw written.reason
+      if (hashed.status === 'rejected') throw hashed.reason
+      hashed.value.copy(leaves, index * HASH_BYTES)
       done += bytes.length
       onProgress?.(done, size)
     }

@@ -1,17 +1,18 @@
-import { mkdir } from 'node:fs/promises'
+import { mkdir, open, rename } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { syncFolder, writeDurably } from '../core/durable-file.js'
 import { fileError, PatchcordError } from '../core/errors.js'
-import type { ContentId, DatabaseName } from '../core/ids.js'
+import { isContentId, type ContentId, type DatabaseName } from '../core/ids.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
 import { namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
 import { checkRoot, idOf, pathOf, shardOf } from './layout.js'
 import { PerKey } from './per-key.js'
 import { Placement } from './placement.js'
+import { LeafHashes } from './leaf-hashes.js'
 import { FileReader, type FileReaderOptions } from './reader.js'
 import { formatRecords } from './records.js'
-import { stage, type ImportOptions, type Known, type Staged } from './staging.js'
+import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged } from './staging.js'
 
 /**
  * The room of files: a store whose names are what is in it.
@@ -40,6 +41,8 @@ export class FileStore {
   readonly root: string
   /** The read-only view of the same files. */
   readonly reader: FileReader
+  /** What hashes the leaves of this store, off the main thread. */
+  readonly hashes = new LeafHashes()
   readonly #partial: string
   readonly #placement: Placement
   readonly #perFile = new PerKey<ContentId>()
@@ -59,6 +62,7 @@ export class FileStore {
     this.#known = {
       isThere,
       mayHaveSize: async size => (await this.#largeSizes()).has(size),
+      hash: leaf => this.hashes.hash(leaf),
       inTurn: task => this.#large.run(this.#largeTurn++ % LARGE_AT_ONCE, task),
     }
   }
@@ -118,6 +122,44 @@ export class FileStore {
     const isNew = await this.#placement.place(staged)
     if (isNew && staged.size > LEAF_BYTES) (await this.#sizes)?.add(staged.size)
     return isNew
+  }
+
+  /** Takes in the bytes of a file of at most one leaf; true where it is new, durable when it resolves. Throws
+   * `verification` where they are not the file called `id`, and writes nothing then; `disk-full` and the like. */
+  async put (id: ContentId, bytes: Uint8Array): Promise<boolean> {
+    const leaves = leafHash(bytes)
+    checkLeaves(id, bytes.length, leaves)
+    if (await this.#isWhole(id, bytes.length)) return false
+    const temporary = temporaryIn(this.#partial)
+    const handle = await open(temporary, 'wx', 0o600).catch((error: unknown) => { throw fileError(error, temporary) })
+    try {
+      await writeAt(handle, bytes, 0)
+    } catch (error) {
+      await handle.close()
+      await removeTemporary(temporary)
+      throw error
+    }
+    return await this.place({ id, size: bytes.length, leaves, temporary, handle })
+  }
+
+  /** Ends the threads that hash; the store can still be used, and starts them again. */
+  async close (): Promise<void> {
+    await this.hashes.close()
+  }
+
+  /** The IDs of downloads that an earlier process did not end and that can be gone on with. */
+  async partials (): Promise<ContentId[]> {
+    return (await namesIn(this.#partial)).flatMap(name => {
+      const id = name.replace(/\.partial$/, '')
+      return name.endsWith('.partial') && isContentId(id) ? [id] : []
+    })
+  }
+
+  /** Removes what is left of a download that nobody goes on with; whether there was anything. Not while it runs. */
+  async dropPartial (id: ContentId): Promise<boolean> {
+    if (this.#fetching.has(id)) return false
+    await unlinkIfThere(join(this.#partial, `${id}.bitmap`))
+    return await unlinkIfThere(this.partialPath(id))
   }
 
   /** Where a download of `id` is written until it is whole. */
@@ -208,6 +250,22 @@ export class FileStore {
       const list = await unlinkIfThere(pathOf(this.root, id, '.leaves'))
       if (was || list) await syncFolder(shardOf(this.root, id))
       return was
+    })
+  }
+
+  /** Takes a file that is damaged out of the store and puts it aside, with its list, in `quarantine/` beside `files/`;
+   * where. What it is recorded for is forgotten, as by `remove`. Throws `not-found`. */
+  async quarantine (id: ContentId): Promise<string> {
+    return await this.#perFile.run(id, async () => {
+      if (!await this.has(id)) throw new PatchcordError('not-found', `there is no file ${id} here`)
+      const folder = join(dirname(this.root), 'quarantine')
+      await mkdir(folder, { recursive: true, mode: 0o700 })
+      const to = join(folder, id)
+      await unlinkIfThere(pathOf(this.root, id, '.refs'))
+      await rename(pathOf(this.root, id), to).catch((error: unknown) => { throw fileError(error, to) })
+      await unlinkIfThere(pathOf(this.root, id, '.leaves'))
+      await syncFolder(shardOf(this.root, id))
+      return to
     })
   }
 

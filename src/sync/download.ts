@@ -1,92 +1,264 @@
-import type { IncomingMessage } from 'node:http'
+import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
-import { HASH_BYTES, LEAF_BYTES, leafCount, leafLength } from '../files/content-id.js'
+import type { Logger } from '../core/log.js'
+import { contentIdOf, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from '../files/content-id.js'
 import { PartialFile } from '../files/partial.js'
-import { FILE_SIZE_HEADER } from '../files/serve.js'
 import type { FileStore } from '../files/store.js'
-import { askPeer, readBody, type PeerAgent } from './peer-agent.js'
+import { askFirst, askLeaves, type Source } from './ask-file.js'
+import type { Distrust } from './distrust.js'
+import { fetchLeaves } from './leaf-fetch.js'
 
-export interface Source {
-  readonly device: DeviceId
-  readonly agent: PeerAgent
-}
+export type { Source }
+
+/** What happens on the way, for people and programs. */
+export type DownloadEvent =
+  | { readonly event: 'progress', readonly id: ContentId, readonly done: number, readonly total: number, readonly rate: number, readonly sources: number }
+  | { readonly event: 'source-dropped', readonly id: ContentId, readonly device: DeviceId, readonly leaf: number | null, readonly reason: string }
+  | { readonly event: 'overtaken', readonly id: ContentId, readonly device: DeviceId }
+  | { readonly event: 'paused', readonly id: ContentId, readonly reason: 'disk-full', readonly needed: number }
+  | { readonly event: 'resumed', readonly id: ContentId }
 
 export interface DownloadOptions {
-  readonly signal?: AbortSignal
-  /** Bytes verified and written so far, and in all. */
-  readonly onProgress?: (done: number, total: number) => void
+  /** Who may be asked, best first; read again while it runs, so that devices come and go. */
+  readonly sources: () => readonly Source[]
+  /** The size, where the referring document or offer says it: no other is taken. */
+  readonly size?: number | undefined
   /** Files larger than this (bytes) are not begun. */
   readonly most?: number
+  readonly signal?: AbortSignal
+  readonly onEvent?: (event: DownloadEvent) => void
+  /** How long to go on while nobody can be asked (ms). */
+  readonly waitMs?: number
 }
 
-/** Fetches one file whole from one device into the store: the leaf list first, checked against the ID and
- * the size, then the bytes, each leaf verified before it is written. Throws `not-found` where the device
- * does not have it or does not give it, `verification` where it lies, `unreachable`, `disk-full`; the store
- * is then as it was. */
-export async function download (store: FileStore, { device, agent }: Source, id: ContentId, { signal, onProgress, most = Number.MAX_SAFE_INTEGER }: DownloadOptions = {}): Promise<{ size: number }> {
-  const { size, leaves } = await fetchLeaves(agent, device, id, most, signal)
-  const partial = await PartialFile.create(store, { id, size, leaves })
-  try {
-    if (size > 0) await fetchContent(partial, agent, device, signal, onProgress)
-    await partial.complete()
-    return { size }
-  } finally {
-    await partial.discard()
-  }
+export interface DownloadCollaborators {
+  readonly clock: Clock
+  readonly logger: Logger
+  readonly distrust: Distrust
 }
 
-async function fetchLeaves (agent: PeerAgent, device: DeviceId, id: ContentId, most: number, signal: AbortSignal | undefined): Promise<{ size: number, leaves: Buffer }> {
-  const answer = await ask(agent, device, `/files/${id}/leaves`, signal)
-  const text = answer.headers[FILE_SIZE_HEADER.toLowerCase()]
-  const size = typeof text === 'string' && /^\d{1,15}$/.test(text) ? Number(text) : NaN
-  if (!Number.isSafeInteger(size)) {
-    answer.destroy()
-    throw new PatchcordError('verification', `device ${device} tells no size for ${id}`)
-  }
-  if (size > most) {
-    answer.destroy()
-    throw new PatchcordError('too-large', `${id} has ${size} bytes; the limit is ${most}`)
-  }
-  return { size, leaves: await readBody(answer, leafCount(size) * HASH_BYTES) }
+export interface Downloaded {
+  readonly size: number
+  /** The devices that gave leaves now. */
+  readonly sources: ReadonlySet<DeviceId>
+  /** All that ever gave a leaf of it, in earlier processes too: every byte came from one of these. */
+  readonly givers: ReadonlySet<DeviceId>
 }
 
-async function fetchContent (partial: PartialFile, agent: PeerAgent, device: DeviceId, signal: AbortSignal | undefined, onProgress: DownloadOptions['onProgress']): Promise<void> {
-  const answer = await ask(agent, device, `/files/${partial.id}`, signal)
-  const leaf = Buffer.allocUnsafe(Math.min(LEAF_BYTES, partial.size))
-  let index = 0
-  let filled = 0
-  let done = 0
-  try {
-    for await (const chunk of answer as AsyncIterable<Buffer>) {
-      let at = 0
-      while (at < chunk.length) {
-        if (index >= leafCount(partial.size)) throw new PatchcordError('verification', `device ${device} sends more bytes of ${partial.id} than it has`)
-        const whole = leafLength(partial.size, index)
-        const copied = chunk.copy(leaf, filled, at, at + whole - filled)
-        at += copied
-        filled += copied
-        if (filled === whole) {
-          await partial.writeLeaf(index, leaf.subarray(0, whole))
-          done += whole
-          index += 1
-          filled = 0
-          onProgress?.(done, partial.size)
-        }
+const WAIT_MS = 10_000
+/** A source that has not answered after this long is no longer waited for alone (ms). */
+const HEDGE_MS = 2_000
+/** How often a file is begun anew because the size that was told turned out wrong. */
+const MOST_ATTEMPTS = 3
+
+/** Fetches one file whole into the store, from all sources at once: the leaf list first, checked against the ID and
+ * the size, then the leaves, each verified before it is written. What an earlier attempt left is gone on with. Throws
+ * `not-found` where no source has it or gives it, `verification` where they lie, `too-large`, `unreachable`, or the
+ * signal's reason; what was fetched so far is then kept, in `partial/` alone. A full disk is waited for. */
+export async function download (store: FileStore, id: ContentId, options: DownloadOptions, collaborators: DownloadCollaborators): Promise<Downloaded> {
+  return await new Download(store, id, options, collaborators).run()
+}
+
+class Download {
+  readonly #store: FileStore
+  readonly #id: ContentId
+  readonly #options: DownloadOptions
+  readonly #collaborators: DownloadCollaborators
+  readonly #signal: AbortSignal
+  /** Sources told different sizes, or the last leaf did not fit the size that was told. */
+  #isDoubtful = false
+
+  constructor (store: FileStore, id: ContentId, options: DownloadOptions, collaborators: DownloadCollaborators) {
+    this.#store = store
+    this.#id = id
+    this.#options = options
+    this.#collaborators = collaborators
+    this.#signal = options.signal ?? new AbortController().signal
+  }
+
+  async run (): Promise<Downloaded> {
+    for (let attempt = 1; ; attempt++) {
+      this.#signal.throwIfAborted()
+      const begun = await this.#resume() ?? await this.#begin()
+      if (!(begun instanceof PartialFile)) return begun
+      if (begun.damaged.length > 0) this.#collaborators.logger.warn({ id: this.#id, leaves: begun.damaged.slice(0, 100) }, 'the disk lost leaves of a download; they are fetched again')
+      let keep = true
+      try {
+        return await this.#finish(begun)
+      } catch (error) {
+        // Only the last leaf proves the size, and whoever told this one may have lied: others are asked for theirs.
+        const isDoubtful = !begun.isSizeProven && this.#isDoubtful
+        this.#signal.throwIfAborted()
+        keep = !isDoubtful
+        if (!isDoubtful || attempt >= MOST_ATTEMPTS || this.#sources().length === 0) throw error
+        this.#isDoubtful = false
+      } finally {
+        if (keep && begun.bytes > 0) await begun.suspend()
+        else await begun.discard()
       }
     }
-  } catch (error) {
-    answer.destroy()
-    if (error instanceof PatchcordError || signal?.aborted === true) throw error
-    throw new PatchcordError('unreachable', `device ${device} went away after ${done} of ${partial.size} bytes: ${messageOf(error)}`, { cause: error })
   }
-  if (done < partial.size) throw new PatchcordError('unreachable', `device ${device} ended after ${done} of ${partial.size} bytes`)
+
+  /** What an earlier attempt left, where it is of the right size. */
+  async #resume (): Promise<PartialFile | undefined> {
+    // The ID of the empty file says all of it. It is fetched all the same: that a source has it is what counts.
+    const resumed = this.#id === EMPTY_ID ? undefined : await PartialFile.resume(this.#store, this.#id)
+    const { size } = this.#options
+    if (resumed === undefined || size === undefined || resumed.size === size) return resumed
+    await resumed.discard()
+    return undefined
+  }
+
+  #sources (): readonly Source[] {
+    const { distrust } = this.#collaborators
+    return this.#options.sources().filter(({ device }) => distrust.of(device) === undefined)
+  }
+
+  async #finish (partial: PartialFile): Promise<Downloaded> {
+    const { id, size } = partial
+    const { onEvent = () => undefined, waitMs = WAIT_MS } = this.#options
+    const sources = await fetchLeaves(partial, {
+      sources: () => this.#sources(),
+      signal: this.#signal,
+      clock: this.#collaborators.clock,
+      waitMs,
+      onProgress: (rate, count) => { onEvent({ event: 'progress', id, done: partial.bytes, total: size, rate, sources: count }) },
+      onLie: (device, leaf, reason) => {
+        if (leaf === leafCount(size) - 1) this.#isDoubtful = true
+        this.#convict(device, leaf, reason)
+      },
+      onConflict: () => { this.#isDoubtful = true },
+      onOvertaken: device => {
+        this.#collaborators.logger.info({ device, id }, 'a source is silent; its leaves are asked for elsewhere')
+        onEvent({ event: 'overtaken', id, device })
+      },
+      onFull: isFull => {
+        this.#collaborators.logger.warn({ id }, isFull ? 'the disk is full; the download waits for room' : 'the disk has room again; the download goes on')
+        onEvent(isFull ? { event: 'paused', id, reason: 'disk-full', needed: size - partial.bytes } : { event: 'resumed', id })
+      },
+    })
+    await partial.complete()
+    return { size, sources, givers: partial.givers }
+  }
+
+  #convict (device: DeviceId, leaf: number | null, reason: string): void {
+    const { distrust, logger } = this.#collaborators
+    distrust.add(device, { id: this.#id, reason })
+    logger.warn({ device, id: this.#id, leaf, reason }, 'a source sent wrong bytes; it is not asked again')
+    this.#options.onEvent?.({ event: 'source-dropped', id: this.#id, device, leaf, reason })
+  }
+
+  /** Asks the sources until one proves what the file is: of one leaf, and it is fetched with that; or of more, and its
+   * list is right. Throws the worst that was said. */
+  async #begin (): Promise<PartialFile | Downloaded> {
+    const { clock } = this.#collaborators
+    const deadline = clock.monotonic() + (this.#options.waitMs ?? WAIT_MS)
+    for (let wait = 100; ; wait = Math.min(2 * wait, 2_000)) {
+      const { found, problem, isHopeless } = await this.#ask(this.#sources())
+      if (found !== undefined) return await this.#take(found)
+      if (isHopeless || clock.monotonic() + wait > deadline) throw problem ?? new PatchcordError('unreachable', `no device that may have ${this.#id} is connected`, { hint: '`patchcord status` says why' })
+      await pause(wait, clock, this.#signal)
+    }
+  }
+
+  /** One source after the other, the next as soon as one fails or is slow to answer; the first to answer well. */
+  async #ask (sources: readonly Source[]): Promise<{ found?: Found, problem?: unknown, isHopeless: boolean }> {
+    const stop = new AbortController()
+    const signal = AbortSignal.any([this.#signal, stop.signal])
+    const pending = new Set<Promise<{ found: Found } | { error: unknown }>>()
+    let problem: unknown
+    let isHopeless = sources.length > 0
+    const next = [...sources]
+    try {
+      while (next.length > 0 || pending.size > 0) {
+        const source = next.shift()
+        if (source !== undefined) {
+          const asking = this.#askOne(source, signal).then(found => ({ found }), (error: unknown) => ({ error })).finally(() => { pending.delete(asking) })
+          pending.add(asking)
+        }
+        const slow = next.length > 0 ? [pause(HEDGE_MS, this.#collaborators.clock, signal).catch(() => undefined)] : []
+        const answer = await Promise.race([...pending, ...slow])
+        if (answer === undefined) continue
+        if ('found' in answer) return { found: answer.found, isHopeless }
+        this.#signal.throwIfAborted()
+        const code = answer.error instanceof PatchcordError ? answer.error.code : undefined
+        if (code !== 'verification' && code !== 'not-found' && code !== 'too-large') isHopeless = false
+        // A lie is worse news than an absence, whoever is asked last.
+        if (!(problem instanceof PatchcordError && problem.code === 'verification')) problem = answer.error
+      }
+      return { problem, isHopeless }
+    } finally {
+      stop.abort()
+      await Promise.all(pending)
+    }
+  }
+
+  async #askOne (source: Source, signal: AbortSignal): Promise<Found> {
+    const { size: wanted, most = Number.MAX_SAFE_INTEGER } = this.#options
+    const { device } = source
+    const id = this.#id
+    const check = (size: number): void => {
+      // Not the source's lie, as far as anybody can tell: whoever wrote the document may have made its size up.
+      if (wanted !== undefined && size !== wanted) throw new PatchcordError('not-found', `${id} has ${size} bytes at device ${device}, and its document says ${wanted}`)
+      if (size > most) throw new PatchcordError('too-large', `${id} has ${size} bytes at device ${device}; the limit is ${most}`)
+    }
+    let first: Buffer | undefined
+    try {
+      if (wanted === undefined || wanted <= LEAF_BYTES) {
+        const { size, bytes } = await askFirst(source, id, signal)
+        check(size)
+        if (size <= LEAF_BYTES) {
+          // The ID of a file of one leaf is the hash of that leaf: nothing else need be asked.
+          if (contentIdOf(leafHash(bytes)) !== id) throw new PatchcordError('verification', `leaf 0 of ${id} is wrong: its bytes do not match its hash`)
+          return { device, size, bytes }
+        }
+        first = bytes
+      }
+      const { size, leaves } = await askLeaves(source, id, most, signal)
+      check(size)
+      if (first === undefined) return { device, size, leaves }
+      if (!leafHash(first).equals(leaves.subarray(0, HASH_BYTES))) throw new PatchcordError('verification', `leaf 0 of ${id} is wrong: its bytes do not match its hash`)
+      return { device, size, leaves, first }
+    } catch (error) {
+      if (!signal.aborted) {
+        this.#collaborators.logger.debug({ device, id, reason: messageOf(error) }, 'a source does not give a file')
+        if (error instanceof PatchcordError && error.code === 'verification') this.#convict(device, null, error.message)
+      }
+      throw error
+    }
+  }
+
+  async #take (found: Found): Promise<PartialFile | Downloaded> {
+    const { device, size } = found
+    const id = this.#id
+    if ('leaves' in found) {
+      const partial = await PartialFile.create(this.#store, { id, size, leaves: found.leaves })
+      // A disk that is full already is found full by what follows, which waits for room.
+      if (found.first !== undefined) await partial.writeLeaf(0, found.first, device).catch(() => undefined)
+      return partial
+    }
+    await this.#store.put(id, found.bytes)
+    this.#options.onEvent?.({ event: 'progress', id, done: size, total: size, rate: size, sources: 1 })
+    return { size, sources: new Set([device]), givers: new Set([device]) }
+  }
 }
 
-async function ask (agent: PeerAgent, device: DeviceId, path: string, signal: AbortSignal | undefined): Promise<IncomingMessage> {
-  const answer = await askPeer(agent, device, path, signal === undefined ? {} : { signal })
-  if (answer.statusCode === 200) return answer
-  answer.resume()
-  if (answer.statusCode === 404) throw new PatchcordError('not-found', `device ${device} does not have it, or does not share it with this device`)
-  throw new PatchcordError('unreachable', `device ${device} answered ${answer.statusCode}`)
+/** What a source proved of a file: all its bytes, or its list. */
+type Found = { readonly device: DeviceId, readonly size: number } & ({ readonly bytes: Buffer } | { readonly leaves: Buffer, readonly first?: Buffer })
+
+/** Resolves after `delay` ms; rejects with the signal's reason. */
+function pause (delay: number, clock: Clock, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const aborted = (): void => {
+      timer.cancel()
+      reject(signal.reason as Error)
+    }
+    const timer = clock.after(delay, () => {
+      signal.removeEventListener('abort', aborted)
+      resolve()
+    })
+    if (signal.aborted) aborted()
+    else signal.addEventListener('abort', aborted, { once: true })
+  })
 }

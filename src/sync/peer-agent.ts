@@ -146,11 +146,14 @@ function handshake (to: Address, key: string, cert: string): Promise<TLSSocket> 
 export const peerHost = (device: DeviceId): string => `${device}.${SERVER_NAME}`
 
 /** Sends one request to a peer and resolves with the head of its answer. The caller reads or destroys the
- * body. Throws `unreachable`, `verification`, or what the abort signal says. */
-export function askPeer (agent: PeerAgent, device: DeviceId, path: string, options: { readonly method?: string, readonly headers?: Readonly<Record<string, string>>, readonly signal?: AbortSignal } = {}): Promise<IncomingMessage> {
+ * body. With `silentMs`, an answer on which no byte moved for so long fails. Throws `unreachable`, `verification`, or
+ * what the abort signal says. */
+export function askPeer (agent: Agent, device: DeviceId, path: string, options: { readonly method?: string, readonly headers?: Readonly<Record<string, string>>, readonly signal?: AbortSignal, readonly silentMs?: number } = {}): Promise<IncomingMessage> {
+  const { silentMs, ...others } = options
   return new Promise((resolve, reject) => {
-    const sent = request({ ...options, agent, host: peerHost(device), path, headers: { ...options.headers, Host: peerHost(device) } })
+    const sent = request({ ...others, ...silentMs === undefined ? {} : { timeout: silentMs }, agent, host: peerHost(device), path, headers: { ...options.headers, Host: peerHost(device) } })
     sent.once('response', resolve)
+    sent.once('timeout', () => { sent.destroy(new PatchcordError('unreachable', `device ${device} said nothing for ${(silentMs ?? 0) / 1000} s`)) })
     sent.once('error', error => {
       reject(error instanceof PatchcordError || options.signal?.aborted === true ? error : new PatchcordError('unreachable', `device ${device} went away: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
     })

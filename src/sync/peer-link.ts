@@ -36,6 +36,9 @@ export interface PeerLinkOptions {
 /** Back-off between attempts: from a second to a minute, each shortened by up to half at random. */
 const FIRST_WAIT_MS = 1_000
 const LONGEST_WAIT_MS = 60_000
+/** Small files are asked for over all of these at once, one after the other on each. The other side takes 32 for each
+ * of its whitelist entries. */
+const TRANSFERS = { maxSockets: 8, maxFreeSockets: 8, scheduling: 'lifo' } as const
 const MAIL_PAUSE_MS = 100
 /** How long a sign of life may take. */
 const CHECK_MS = 5_000
@@ -46,6 +49,8 @@ const MOST_MAIL_BYTES = 64 * 1024 + 1
 export class PeerLink {
   readonly device: DeviceId
   readonly agent: PeerAgent
+  /** For files: connections of their own, so that feeds and downloads cannot starve each other. */
+  readonly transfers: PeerAgent
   readonly #options: PeerLinkOptions
   readonly #abort = new AbortController()
   readonly #done: Promise<void>
@@ -61,7 +66,9 @@ export class PeerLink {
   constructor (options: PeerLinkOptions) {
     this.device = options.device
     this.#options = options
-    this.agent = new PeerAgent({ device: options.device, credentials: options.credentials, address: () => this.#address, clock: options.clock })
+    const peer = { device: options.device, credentials: options.credentials, address: () => this.#address, clock: options.clock }
+    this.agent = new PeerAgent(peer)
+    this.transfers = new PeerAgent(peer, TRANSFERS)
     this.#done = this.#run()
   }
 
@@ -99,6 +106,7 @@ export class PeerLink {
     this.#abort.abort()
     this.#wake?.()
     this.agent.destroy()
+    this.transfers.destroy()
     await this.#done
   }
 

@@ -1,0 +1,49 @@
+import { randomBytes } from 'node:crypto'
+import { constants } from 'node:fs'
+import { chmod, copyFile, link, mkdir, rename, unlink } from 'node:fs/promises'
+import { basename, dirname, join } from 'node:path'
+import { syncFolder } from '../core/durable-file.js'
+import { fileError, PatchcordError, systemCode } from '../core/errors.js'
+import { numbered } from '../core/safe-name.js'
+
+/** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
+ * to change. Throws `already-exists` where the name is taken, unless `force`. */
+export async function copyOut (from: string, to: string, force: boolean): Promise<void> {
+  const temporary = join(dirname(to), `.${basename(to).slice(0, 100)}.${randomBytes(6).toString('hex')}.part`)
+  try {
+    await copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL)
+    await chmod(temporary, 0o666 & ~process.umask())
+    if (force) await rename(temporary, to)
+    else {
+      // rename(2) would replace what came there meanwhile; link(2) does not.
+      await link(temporary, to)
+      await unlink(temporary)
+    }
+    await syncFolder(dirname(to))
+  } catch (error) {
+    await unlink(temporary).catch((left: unknown) => { if (systemCode(left) !== 'ENOENT') throw left })
+    if (systemCode(error) === 'EEXIST') throw new PatchcordError('already-exists', `${to} is there already`, { hint: 'choose another path, or say --force' })
+    throw fileError(error, to)
+  }
+}
+
+const MOST_ATTEMPTS = 1_000
+
+/** Does `make` for `folder/name`, `folder/name (2)`, … until one was free; which. Nothing is ever replaced. */
+export async function underFreeName (folder: string, name: string, make: (path: string) => Promise<unknown>): Promise<string> {
+  for (let attempt = 1; ; attempt++) {
+    const path = join(folder, numbered(name, attempt))
+    try {
+      await make(path)
+      return path
+    } catch (error) {
+      const taken = systemCode(error) === 'EEXIST' || (error instanceof PatchcordError && error.code === 'already-exists')
+      if (!taken || attempt >= MOST_ATTEMPTS) throw fileError(error, path)
+    }
+  }
+}
+
+/** Makes a folder that was not there. */
+export async function makeFolder (path: string): Promise<void> {
+  await mkdir(path)
+}

@@ -1,0 +1,308 @@
+import type { Clock, Timer } from '../core/clock.js'
+import { messageOf, PatchcordError } from '../core/errors.js'
+import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
+import type { Logger } from '../core/log.js'
+import { LEAF_BYTES } from '../files/content-id.js'
+import { PerKey } from '../files/per-key.js'
+import type { FileStore } from '../files/store.js'
+import { askRecords } from '../sync/ask-file.js'
+import type { Downloads } from '../sync/downloads.js'
+import { prove } from '../sync/prove.js'
+import type { CouchClient } from './couch-host.js'
+import { FileFeed, sizeIn, type FileChange } from './file-feed.js'
+import { sourceOf } from './file-sources.js'
+import { fetches, type FollowPolicies, type FollowPolicy } from './follow-policies.js'
+import type { Peer, Peers } from './peers.js'
+
+export interface FollowingOptions {
+  readonly store: FileStore
+  readonly peers: Peers
+  readonly downloads: Downloads
+  readonly policies: FollowPolicies
+  readonly couch: CouchClient
+  /** Whether any other person's device may read the database here, so that a record would serve somebody. */
+  readonly isShared: (database: DatabaseName) => boolean
+  readonly clock: Clock
+  readonly logger: Logger
+  readonly emit: (event: object) => void
+}
+
+/** Files of one leaf, and larger ones, that are fetched at once. */
+const SMALL_AT_ONCE = 16
+const LARGE_AT_ONCE = 2
+const FIRST_RETRY_MS = 2_000
+const LONGEST_RETRY_MS = 300_000
+
+interface Wanted {
+  readonly size: number
+  notBefore: number
+  failures: number
+  isRunning: boolean
+  /** Whether the bytes are what is wanted: else it is here, and only a record may be gained. */
+  isMissing: boolean
+}
+
+interface Followed {
+  readonly feed: FileFeed
+  readonly wanted: Map<ContentId, Wanted>
+}
+
+/**
+ * Fetches the files that documents refer to, and keeps the records of who may read them.
+ *
+ * A record says that peers who may read a database may read a file. No document makes one: a peer writes whatever it
+ * likes into a database that it may write, and what it plants in its own copy comes here by replication. So
+ * while following, a record for a database is made in two cases only: every byte of the file came from devices of that
+ * database (or was fetched whole from one once more, as though it were not here), or an own device says that it
+ * recorded the file for it. It goes when the document goes.
+ */
+export class Following {
+  readonly #options: FollowingOptions
+  readonly #followed = new Map<DatabaseName, Followed>()
+  readonly #perFile = new PerKey<string>()
+  /** Records that an `add` is making: their documents come in a moment. */
+  readonly #making = new Map<string, number>()
+  readonly #abort = new AbortController()
+  readonly #tasks = new Set<Promise<void>>()
+  #small = 0
+  #large = 0
+  #timer: Timer | undefined
+
+  constructor (options: FollowingOptions) {
+    this.#options = options
+  }
+
+  /** Follows exactly these local databases. */
+  async reconcile (databases: readonly DatabaseName[]): Promise<void> {
+    if (this.#abort.signal.aborted) return
+    const gone = [...this.#followed].filter(([database]) => !databases.includes(database))
+    for (const [database] of gone) this.#followed.delete(database)
+    for (const database of databases) if (!this.#followed.has(database)) this.#follow(database)
+    await Promise.all(gone.map(([, { feed }]) => feed.stop()))
+    this.retry()
+  }
+
+  policy (database: DatabaseName): FollowPolicy {
+    const chosen = this.#options.policies.of(database)
+    if (chosen !== undefined) return chosen
+    return { fetch: this.#peersOf(database).some(({ relation }) => relation === 'peer') ? 'on-demand' : 'all' }
+  }
+
+  /** Puts another policy in force. What runs already is not ended. */
+  async choose (database: DatabaseName, policy: FollowPolicy): Promise<void> {
+    await this.#options.policies.choose(database, policy)
+    const followed = this.#followed.get(database)
+    if (followed === undefined) return
+    this.#followed.delete(database)
+    await followed.feed.stop()
+    this.#follow(database)
+  }
+
+  /** How many files a policy wants that are not here, of the databases given. */
+  missing (databases: readonly DatabaseName[]): number {
+    const ids = new Set<ContentId>()
+    for (const database of databases) {
+      const policy = this.policy(database)
+      for (const [id, { size, isMissing }] of this.#followed.get(database)?.wanted ?? []) if (isMissing && fetches(policy, size)) ids.add(id)
+    }
+    return ids.size
+  }
+
+  /** Tries again now: a device came, or trust changed. */
+  retry (): void {
+    for (const { wanted } of this.#followed.values()) {
+      for (const one of wanted.values()) one.notBefore = 0
+    }
+    this.#pump()
+  }
+
+  /** Runs the making of records whose documents are written after them, so that nobody takes them for left over. */
+  async making<Result> (database: DatabaseName, ids: readonly ContentId[], task: () => Promise<Result>): Promise<Result> {
+    const keys = ids.map(id => `${database} ${id}`)
+    for (const key of keys) this.#making.set(key, (this.#making.get(key) ?? 0) + 1)
+    try {
+      return await task()
+    } finally {
+      for (const key of keys) {
+        const left = (this.#making.get(key) ?? 1) - 1
+        if (left === 0) this.#making.delete(key)
+        else this.#making.set(key, left)
+      }
+    }
+  }
+
+  /** A file was fetched because somebody asked for it: records it where following would have. */
+  async fetched (id: ContentId, givers: ReadonlySet<DeviceId>): Promise<void> {
+    for (const database of this.#followed.keys()) {
+      const may = new Set(this.#peersOf(database).filter(({ relation }) => relation === 'peer').map(({ device }) => device))
+      if (givers.size > 0 && [...givers].every(giver => may.has(giver))) await this.#record(database, id)
+    }
+  }
+
+  async stop (): Promise<void> {
+    this.#abort.abort(new PatchcordError('stopped', 'the service is stopping'))
+    this.#timer?.cancel()
+    await Promise.all([...this.#followed.values()].map(({ feed }) => feed.stop()))
+    await Promise.all(this.#tasks)
+  }
+
+  #follow (database: DatabaseName): void {
+    const { couch, clock, logger } = this.#options
+    const wanted = new Map<ContentId, Wanted>()
+    const feed = new FileFeed({
+      couch, database, clock, logger,
+      onChanges: async changes => { await this.#changed(database, wanted, changes) },
+      onCaughtUp: async () => { await this.#sweep(database) },
+    })
+    this.#followed.set(database, { feed, wanted })
+  }
+
+  async #changed (database: DatabaseName, wanted: Map<ContentId, Wanted>, changes: readonly FileChange[]): Promise<void> {
+    const { store } = this.#options
+    await Promise.all(changes.map(async ({ id, size }) => {
+      if (size === undefined) {
+        wanted.delete(id)
+        await this.#forget(database, id)
+        return
+      }
+      const isHere = await store.has(id)
+      if (isHere && (await store.records(id)).includes(database)) wanted.delete(id)
+      else wanted.set(id, { size, notBefore: 0, failures: 0, isRunning: false, isMissing: !isHere })
+    }))
+    this.#pump()
+  }
+
+  /** Records without a document, from before this process: their documents went while nobody looked. */
+  async #sweep (database: DatabaseName): Promise<void> {
+    for await (const id of this.#options.store.recordsOf(database)) {
+      if (this.#abort.signal.aborted) return
+      await this.#forget(database, id)
+    }
+  }
+
+  /** Takes a record back, unless a document refers to the file after all. */
+  async #forget (database: DatabaseName, id: ContentId): Promise<void> {
+    const key = `${database} ${id}`
+    await this.#perFile.run(key, async () => {
+      if (this.#making.has(key) || await this.#refers(database, id) || this.#making.has(key)) return
+      await this.#options.store.unrecord(id, database)
+    })
+  }
+
+  /** Makes a record, while a document refers to the file. Whoever calls this has seen that it may be made. */
+  async #record (database: DatabaseName, id: ContentId): Promise<boolean> {
+    return await this.#perFile.run(`${database} ${id}`, async () => {
+      if (!await this.#refers(database, id)) return false
+      await this.#options.store.record(id, database)
+      return true
+    })
+  }
+
+  async #refers (database: DatabaseName, id: ContentId): Promise<boolean> {
+    const { status, value } = await this.#options.couch.ask('GET', `/${encodeURIComponent(database)}/${id}`)
+    if (status !== 200 && status !== 404) throw new PatchcordError('upstream-down', `CouchDB answered ${status} for a document of ${database}`)
+    return status === 200 && sizeIn(id, value) !== undefined
+  }
+
+  /** The devices that a database is received from. */
+  #peersOf (database: DatabaseName): Peer[] {
+    return this.#options.peers.all().filter(peer => peer.received().includes(database))
+  }
+
+  /** Starts what may be started, and looks again when the next may. */
+  #pump (): void {
+    if (this.#abort.signal.aborted) return
+    const now = this.#options.clock.monotonic()
+    let next = Infinity
+    for (const [database, { wanted }] of this.#followed) {
+      const policy = this.policy(database)
+      const isShared = this.#options.isShared(database)
+      if (!this.#peersOf(database).some(({ link }) => link.connected)) continue
+      for (const [id, one] of wanted) {
+        if (one.isRunning || !fetches(policy, one.size) || (!one.isMissing && !isShared)) continue
+        if (one.notBefore > now) {
+          next = Math.min(next, one.notBefore)
+          continue
+        }
+        const isSmall = one.size <= LEAF_BYTES
+        if (isSmall ? this.#small >= SMALL_AT_ONCE : this.#large >= LARGE_AT_ONCE) continue
+        this.#run(database, wanted, id, one, isSmall)
+      }
+    }
+    this.#timer?.cancel()
+    if (next < Infinity) this.#timer = this.#options.clock.after(Math.max(100, next - now), () => { this.#pump() })
+  }
+
+  #run (database: DatabaseName, wanted: Map<ContentId, Wanted>, id: ContentId, one: Wanted, isSmall: boolean): void {
+    const count = (by: number): void => {
+      if (isSmall) this.#small += by
+      else this.#large += by
+    }
+    one.isRunning = true
+    count(1)
+    const task = this.#obtain(database, id, one).then(isSettled => {
+      if (isSettled && wanted.get(id) === one) wanted.delete(id)
+      else this.#later(one)
+    }, (error: unknown) => {
+      if (!this.#abort.signal.aborted) this.#options.logger.debug({ database, id, reason: messageOf(error) }, 'a file was not fetched')
+      this.#later(one)
+    }).finally(() => {
+      one.isRunning = false
+      count(-1)
+      this.#tasks.delete(task)
+      this.#pump()
+    })
+    this.#tasks.add(task)
+  }
+
+  #later (one: Wanted): void {
+    one.notBefore = this.#options.clock.monotonic() + Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** one.failures)
+    one.failures += 1
+  }
+
+  /** Fetches the file if it is not here, and makes the record if that is right; whether nothing is left to do. */
+  async #obtain (database: DatabaseName, id: ContentId, one: Wanted): Promise<boolean> {
+    const { store, downloads, emit } = this.#options
+    const { signal } = this.#abort
+    const connected = this.#peersOf(database).filter(({ link }) => link.connected)
+    const own = this.#options.peers.all().filter(({ relation, link }) => relation === 'own' && link.connected)
+    const recorded = new Set<DeviceId>()
+    for (const peer of own) {
+      const databases: readonly DatabaseName[] = await askRecords(sourceOf(peer), id, signal).catch(() => [])
+      if (databases.includes(database)) recorded.add(peer.device)
+    }
+    // What they give may be recorded: peers of the database, and own devices that recorded it.
+    const entitled = (): Peer[] => this.#peersOf(database).filter(({ device, relation }) => relation === 'peer' || recorded.has(device))
+    if (!await store.has(id)) {
+      let givers: ReadonlySet<DeviceId> = new Set()
+      try {
+        givers = (await downloads.fetch(id, { size: one.size, sources: () => entitled().filter(({ link }) => link.connected).map(sourceOf), signal, waitMs: 1_000 })).givers
+      } catch (error) {
+        // Own devices give everything; what came from them without a record of theirs makes none here.
+        if (own.length === 0 || signal.aborted || (error instanceof PatchcordError && error.code === 'disk-full')) throw error
+        await downloads.fetch(id, { size: one.size, sources: () => own.filter(({ link }) => link.connected).map(sourceOf), signal, waitMs: 1_000 })
+      }
+      one.isMissing = false
+      emit({ event: 'fetched', id, size: one.size, database })
+      const may = new Set(entitled().map(({ device }) => device))
+      if (givers.size > 0 && [...givers].every(giver => may.has(giver))) return await this.#record(database, id) || true
+    }
+    one.isMissing = false
+    if ((await store.records(id)).includes(database)) return true
+    if (recorded.size > 0) return await this.#record(database, id) || true
+    // It is here, from elsewhere. Peers of the database gain it only by giving it whole.
+    let problem: unknown
+    for (const peer of connected.filter(({ relation }) => relation === 'peer')) {
+      try {
+        await prove(store.hashes, sourceOf(peer), id, one.size, signal)
+        return await this.#record(database, id) || true
+      } catch (error) {
+        signal.throwIfAborted()
+        if (error instanceof PatchcordError && error.code === 'verification') downloads.distrust.add(peer.device, { id, reason: error.message })
+        problem = error
+      }
+    }
+    if (problem !== undefined) throw problem
+    return false
+  }
+}

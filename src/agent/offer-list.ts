@@ -1,0 +1,67 @@
+import { mkdir } from 'node:fs/promises'
+import * as v from 'valibot'
+import { PatchcordError } from '../core/errors.js'
+import { parseContentId, type ContentId } from '../core/ids.js'
+import { safeName } from '../core/safe-name.js'
+import { contentId, parseJson } from '../core/shape.js'
+import { LEAF_BYTES } from '../files/content-id.js'
+import type { FileStore } from '../files/store.js'
+import { copyOut, makeFolder, underFreeName } from './copy-out.js'
+
+// The list of an offer is itself a file of the store, so that any number of files fits into a mail:
+//   {"patchcord":"offer/1","files":[{"path":["holiday","a.jpg"],"size":3,"id":"mcpw4…"}]}
+// It is written by somebody else. A path is parts, never text with slashes, and every part is made safe.
+
+const MOST_FILES = 10_000
+/** The largest list (bytes): one leaf, some 7,000 files. */
+export const MOST_LIST_BYTES = LEAF_BYTES
+
+const size = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+const ListShape = v.object({
+  patchcord: v.literal('offer/1'),
+  files: v.pipe(v.array(v.object({ path: v.pipe(v.array(v.pipe(v.string(), v.maxLength(1_000))), v.minLength(1), v.maxLength(64)), size, id: contentId })), v.maxLength(MOST_FILES)),
+})
+
+/** One file of an offer. `path` is the parts of its name, below the folder that it lands in. */
+export interface OfferedFile {
+  readonly path: readonly string[]
+  readonly size: number
+  readonly id: ContentId
+}
+
+/** The text of a list. */
+export function formatList (files: readonly OfferedFile[]): Buffer {
+  return Buffer.from(JSON.stringify({ patchcord: 'offer/1', files }))
+}
+
+/** What a list says, with every name safe. Throws `verification` for what is none. */
+export function parseList (text: string): OfferedFile[] {
+  return parseJson(ListShape, text, 'the list of an offer', 'verification').files.map(file => ({ ...file, path: file.path.map(safeName), id: parseContentId(file.id) }))
+}
+
+/** Writes files of the store below `to` (made where it is missing) in the shape of the list. Nothing there is replaced:
+ * a top name that is taken gets a number, and what is below it is so always in a folder that was just made. Where
+ * each top name landed. Throws what the disk says. */
+export async function land (store: FileStore, files: readonly OfferedFile[], to: string): Promise<string[]> {
+  await mkdir(to, { recursive: true })
+  const folders = new Map<string, string>()
+  const landed: string[] = []
+  const folder = async (parts: readonly string[]): Promise<string> => {
+    if (parts.length === 0) return to
+    const key = parts.join('/')
+    const known = folders.get(key)
+    if (known !== undefined) return known
+    const above = await folder(parts.slice(0, -1))
+    const path = await underFreeName(above, parts.at(-1) ?? '_', makeFolder)
+    folders.set(key, path)
+    if (parts.length === 1) landed.push(path)
+    return path
+  }
+  for (const { id, path } of files) {
+    const name = path.at(-1)
+    if (name === undefined) throw new PatchcordError('verification', 'a file of an offer has no name')
+    const at = await underFreeName(await folder(path.slice(0, -1)), name, target => copyOut(store.path(id), target, false))
+    if (path.length === 1) landed.push(at)
+  }
+  return landed
+}

@@ -1,0 +1,86 @@
+import * as v from 'valibot'
+import { PatchcordError } from '../core/errors.js'
+import type { OperationTable } from '../control/operations.js'
+import { walk } from '../files/walk.js'
+import type { Agent } from './agent.js'
+import { absolutePath, readArguments, text } from './arguments.js'
+import type { OfferedFile } from './offer-list.js'
+import type { SentOffer } from './offers.js'
+
+/** Files handed to one device, and what others hand to this one. */
+export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'inbox' | 'inbox-accept' | 'inbox-refuse' | 'inbox-rule'> {
+  const { book, store } = agent
+  const nameOf = (device: string): string => [...book.known.values()].find(known => known.device === device)?.name ?? device
+  return {
+    send: async (args, emit, signal) => {
+      const { device, paths, wait = true } = readArguments(v.strictObject({ device: text, paths: v.array(absolutePath), wait: v.exactOptional(v.boolean()) }), args)
+      const known = book.find(device)
+      const files: OfferedFile[] = []
+      agent.importing += 1
+      let sent: SentOffer
+      try {
+        for (const path of paths) {
+          const top = path.slice(path.lastIndexOf('/') + 1)
+          for await (const found of walk(path)) {
+            const { id, size } = await store.add(found.path, { signal })
+            files.push({ path: found.path === path ? [top] : [top, ...found.relative.split('/')], size, id })
+          }
+        }
+        if (files.length === 0) throw new PatchcordError('usage', 'there is no file to send')
+        sent = await agent.offers.offer(known.device, files)
+      } finally {
+        agent.importing -= 1
+      }
+      const { offer, bytes } = sent
+      emit({ event: 'offered', offer, files: files.length, bytes })
+      if (!wait) return { offer, files: files.length, bytes, answer: 'none' }
+      const answer = await new Promise<string>((resolve, reject) => {
+        const answered = (event: { event?: string, offer?: string, answer?: string }): void => {
+          if (event.event !== 'offer-answered' || event.offer !== offer) return
+          if (event.answer === 'accepted') emit({ event: 'accepted', offer })
+          else finish(() => { resolve(event.answer ?? '') })
+        }
+        const aborted = (): void => { finish(() => { reject(signal.reason as Error) }) }
+        const finish = (settle: () => void): void => {
+          agent.events.off('event', answered)
+          signal.removeEventListener('abort', aborted)
+          settle()
+        }
+        agent.events.on('event', answered)
+        signal.addEventListener('abort', aborted)
+      })
+      if (answer === 'refused') throw new PatchcordError('refused', `${known.name} refused the offer`, { hint: 'ask the person there' })
+      return { offer, files: files.length, bytes, answer: 'done' }
+    },
+
+    inbox: async (_args, emit, signal) => {
+      for (const one of agent.offers.received) {
+        const files = one.state === 'offered' ? await agent.offers.list(one, signal).catch(() => undefined) : undefined
+        emit({ event: 'offer', offer: one.offer, device: one.device, name: nameOf(one.device), state: one.state, count: one.files, bytes: one.bytes, ...files === undefined ? {} : { files: files.map(({ path, size, id }) => ({ path: path.join('/'), size, id })) } })
+      }
+      return { offers: agent.offers.received.length }
+    },
+
+    'inbox-accept': async (args, emit, signal) => {
+      const { offer, to } = readArguments(v.strictObject({ offer: text, to: absolutePath }), args)
+      const found = agent.offers.find(offer)
+      return await agent.offers.accept(found, to, emit, signal)
+    },
+
+    'inbox-refuse': async args => {
+      const { offer } = readArguments(v.strictObject({ offer: text }), args)
+      const found = agent.offers.find(offer)
+      if (found.state !== 'offered') throw new PatchcordError('already-exists', `this offer was ${found.state === 'done' ? 'fetched' : found.state} already`)
+      await agent.offers.refuse(found.offer)
+      return { offer: found.offer }
+    },
+
+    'inbox-rule': async args => {
+      const { device, rule, to } = readArguments(v.strictObject({ device: text, rule: v.picklist(['ask', 'accept', 'refuse']), to: v.exactOptional(absolutePath) }), args)
+      if ((rule === 'accept') !== (to !== undefined)) throw new PatchcordError('usage', 'a rule that accepts names a folder, and no other does', { hint: 'patchcord inbox rule <device> accept --to <folder>' })
+      const known = book.find(device)
+      await agent.offers.rule(known.device, rule, to)
+      return { device: known.device, rule }
+    },
+  }
+}

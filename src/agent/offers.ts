@@ -1,0 +1,193 @@
+import { randomBytes } from 'node:crypto'
+import { join } from 'node:path'
+import * as v from 'valibot'
+import { messageOf, PatchcordError } from '../core/errors.js'
+import type { ContentId, DeviceId } from '../core/ids.js'
+import { contentId, deviceId, instant } from '../core/shape.js'
+import { readState, writeState } from '../core/state-file.js'
+import { contentIdOf, leafHash } from '../files/content-id.js'
+import type { DownloadEvent } from '../sync/download.js'
+import type { Agent } from './agent.js'
+import { sourceOf } from './file-sources.js'
+import type { OfferAnswer, PeerMail } from './mail.js'
+import { formatList, land, MOST_LIST_BYTES, parseList, type OfferedFile } from './offer-list.js'
+
+const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+const Sent = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: v.array(contentId), bytes: count, until: instant, answer: v.picklist(['none', 'accepted', 'refused', 'done']) })
+const Received = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: count, bytes: count, state: v.picklist(['offered', 'accepted', 'refused', 'done']), to: v.exactOptional(v.string()) })
+const Rule = v.strictObject({ device: deviceId, rule: v.picklist(['ask', 'accept', 'refuse']), to: v.exactOptional(v.string()) })
+const Shape = v.strictObject({ version: v.literal(1), sent: v.array(Sent), received: v.array(Received), rules: v.array(Rule) })
+
+type State = v.InferOutput<typeof Shape>
+export type SentOffer = State['sent'][number]
+export type ReceivedOffer = State['received'][number]
+
+/** How long an offer stands, and its files are lent. */
+const STANDS_MS = 7 * 24 * 3_600_000
+const AT_ONCE = 16
+
+/**
+ * Files handed from one device to another: the sender lends them and offers a list by mail; the receiver's person sees
+ * the list and accepts or refuses, or has a rule for that sender; what was accepted is fetched and lands in a folder
+ * of the person's choice. Answers go back by mail. Nothing lands without a yes.
+ */
+export class Offers {
+  readonly #agent: Agent
+  readonly #path: string
+  #state: State
+  #writing: Promise<void> = Promise.resolve()
+  readonly #fetching = new Set<string>()
+
+  private constructor (agent: Agent, path: string, state: State) {
+    this.#agent = agent
+    this.#path = path
+    this.#state = state
+  }
+
+  /** Throws `bad-state`, naming the file and the field. */
+  static async open (agent: Agent): Promise<Offers> {
+    const path = join(agent.home.root, 'offers.json')
+    return new Offers(agent, path, await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] })
+  }
+
+  get received (): readonly ReceivedOffer[] { return this.#state.received }
+  get sent (): readonly SentOffer[] { return this.#state.sent }
+
+  /** Whether files of an offer are on their way in or out of the store. */
+  get isBusy (): boolean { return this.#fetching.size > 0 || this.#state.received.some(({ state }) => state === 'accepted') }
+
+  /** What the server lends, for its env. */
+  lent (): Array<{ device: DeviceId, files: ContentId[], until: string }> {
+    return this.#state.sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...files], until }))
+  }
+
+  /** What a device is told by mail. */
+  mailFor (to: DeviceId): Pick<PeerMail, 'offers' | 'answers'> {
+    const now = this.#agent.clock.now()
+    return {
+      offers: this.#state.sent.filter(({ device, answer, until }) => device === to && (answer === 'none' || answer === 'accepted') && Date.parse(until) > now)
+        .map(({ offer, list, size, files, bytes }) => ({ offer, list, size, files: files.length, bytes })),
+      answers: this.#state.received.filter(({ device, state }) => device === to && state !== 'offered').map(({ offer, state }) => ({ offer, answer: state as OfferAnswer })),
+    }
+  }
+
+  /** Offers files of the store to a device. */
+  async offer (device: DeviceId, files: readonly OfferedFile[]): Promise<SentOffer> {
+    const { store, clock } = this.#agent
+    const list = formatList(files)
+    if (list.length > MOST_LIST_BYTES) throw new PatchcordError('too-large', `a list of ${files.length} files is too long for one offer`, { hint: 'send fewer at once' })
+    const id = contentIdOf(leafHash(list))
+    await store.put(id, list)
+    const sent: SentOffer = {
+      offer: randomBytes(10).toString('hex'), device, list: id, size: list.length, files: [...new Set(files.map(file => file.id))],
+      bytes: files.reduce((sum, file) => sum + file.size, 0), until: new Date(clock.now() + STANDS_MS).toISOString(), answer: 'none',
+    }
+    await this.#change(state => ({ ...state, sent: [...state.sent, sent] }))
+    return sent
+  }
+
+  /** The files of an offer, from the list that the sender lent. */
+  async list ({ device, list, size }: ReceivedOffer, signal?: AbortSignal): Promise<OfferedFile[]> {
+    const { store } = this.#agent
+    if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
+    await this.#fetch(device, list, size, signal)
+    const chunks: Buffer[] = []
+    for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
+    return parseList(Buffer.concat(chunks).toString('utf8'))
+  }
+
+  find (text: string): ReceivedOffer {
+    const found = this.#state.received.filter(({ offer }) => offer === text || (text.length >= 4 && offer.startsWith(text)))
+    if (found[0] === undefined || found.length > 1) throw new PatchcordError('not-found', `there is no offer "${text.slice(0, 40)}"`, { hint: '`patchcord inbox` lists them' })
+    return found[0]
+  }
+
+  async refuse (offer: string): Promise<void> {
+    await this.#setState(offer, { state: 'refused' })
+  }
+
+  /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. */
+  async accept (offer: ReceivedOffer, to: string, onEvent: (event: DownloadEvent) => void, signal?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
+    if (this.#fetching.has(offer.offer)) throw new PatchcordError('already-exists', 'this offer is being fetched already', { hint: 'wait for it to end' })
+    if (offer.state === 'done') throw new PatchcordError('already-exists', 'this offer was fetched already')
+    this.#fetching.add(offer.offer)
+    try {
+      const files = await this.list(offer, signal)
+      await this.#setState(offer.offer, { state: 'accepted', to })
+      const left = [...files]
+      let done = 0
+      const total = files.reduce((sum, { size }) => sum + size, 0)
+      const lane = async (): Promise<void> => {
+        for (let file = left.shift(); file !== undefined; file = left.shift()) {
+          await this.#fetch(offer.device, file.id, file.size, signal, event => {
+            onEvent(event.event === 'progress' ? { ...event, done: Math.min(total, done + event.done), total } : event)
+          })
+          done += file.size
+        }
+      }
+      await Promise.all(Array.from({ length: Math.min(AT_ONCE, files.length) }, lane))
+      const landed = await land(this.#agent.store, files, to)
+      await this.#setState(offer.offer, { state: 'done' })
+      this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
+      return { files: files.length, bytes: total, landed }
+    } finally {
+      this.#fetching.delete(offer.offer)
+    }
+  }
+
+  /** What becomes of offers of a device from now on. */
+  async rule (device: DeviceId, rule: 'ask' | 'accept' | 'refuse', to?: string): Promise<void> {
+    await this.#change(state => ({ ...state, rules: [...state.rules.filter(one => one.device !== device), { device, rule, ...to === undefined ? {} : { to } }] }))
+  }
+
+  /** What a device's newest mail says of offers, theirs and ours. */
+  async mailCame (device: DeviceId, { offers, answers }: Pick<PeerMail, 'offers' | 'answers'>): Promise<void> {
+    const answered = new Map(answers.map(({ offer, answer }) => [offer, answer]))
+    const standing = new Set(offers.map(({ offer }) => offer))
+    const known = new Set(this.#state.received.filter(one => one.device === device).map(({ offer }) => offer))
+    const fresh: ReceivedOffer[] = offers.filter(({ offer }) => !known.has(offer)).map(offer => ({ ...offer, device, state: 'offered' }))
+    const sent = this.#state.sent.map(one => one.device === device && answered.has(one.offer) ? { ...one, answer: answered.get(one.offer) ?? one.answer } : one)
+    // Once the sender has seen the answer it takes the offer away, and both forget it.
+    const received = this.#state.received.filter(one => one.device !== device || standing.has(one.offer) || (one.state === 'accepted'))
+    if (fresh.length > 0 || received.length < this.#state.received.length || sent.some((one, at) => one !== this.#state.sent[at] && one.answer !== this.#state.sent[at]?.answer)) {
+      for (const one of sent) {
+        if (one.answer !== this.#state.sent.find(({ offer }) => offer === one.offer)?.answer) this.#agent.emit({ event: 'offer-answered', offer: one.offer, device, answer: one.answer })
+      }
+      await this.#change(state => ({ ...state, sent: sent.filter(({ answer }) => answer === 'none' || answer === 'accepted'), received: [...received, ...fresh] }))
+    }
+    for (const one of fresh) this.#agent.emit({ event: 'offer', offer: one.offer, device, files: one.files, bytes: one.bytes })
+    const rule = this.#state.rules.find(one => one.device === device)
+    for (const one of this.#state.received.filter(one => one.device === device)) {
+      const to = one.to ?? rule?.to
+      if (one.state === 'offered' && rule?.rule === 'refuse') await this.refuse(one.offer)
+      else if (to !== undefined && !this.#fetching.has(one.offer) && (one.state === 'accepted' || (one.state === 'offered' && rule?.rule === 'accept'))) {
+        this.accept(one, to, () => undefined).catch((error: unknown) => { this.#agent.logger.warn({ device, offer: one.offer, reason: messageOf(error) }, 'an accepted offer was not fetched; it is tried again') })
+      }
+    }
+  }
+
+  async #fetch (device: DeviceId, id: ContentId, size: number, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<void> {
+    const { store, peers, downloads } = this.#agent
+    if (await store.has(id)) return
+    const sources = (): ReturnType<typeof sourceOf>[] => {
+      const peer = peers.peer(device)
+      return peer?.link.connected === true ? [sourceOf(peer)] : []
+    }
+    await downloads.fetch(id, { size, sources, onEvent, ...signal === undefined ? {} : { signal } })
+  }
+
+  async #setState (offer: string, change: Partial<ReceivedOffer>): Promise<void> {
+    await this.#change(state => ({ ...state, received: state.received.map(one => one.offer === offer ? { ...one, ...change } : one) }))
+  }
+
+  #change (change: (state: State) => State): Promise<void> {
+    const written = this.#writing.then(async () => {
+      const next = change(this.#state)
+      await writeState(this.#path, Shape, next)
+      this.#state = next
+      await this.#agent.mailChanged()
+    })
+    this.#writing = written.catch(() => undefined)
+    return written
+  }
+}

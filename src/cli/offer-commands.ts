@@ -1,0 +1,49 @@
+import { resolve } from 'node:path'
+import { PatchcordError } from '../core/errors.js'
+import type { Context } from './context.js'
+import { tellTransfer } from './file-commands.js'
+import { formatBytes } from './output.js'
+
+// Files handed from device to device.
+
+export async function send ({ client, output, signal }: Context, device: string, paths: string[], { wait = true }: { wait?: boolean }): Promise<void> {
+  const done = await client.call('send', { device, paths: paths.map(path => resolve(path)), wait }, event => {
+    output.object(event)
+    if (event.event === 'offered') output.line(`offered ${event.files} file${event.files === 1 ? '' : 's'}, ${formatBytes(event.bytes)}, to ${device} (offer ${event.offer})${wait ? '; waiting for the answer' : ''}`)
+    else output.line('accepted; it is being fetched')
+  }, signal)
+  if (done.answer !== 'done') return
+  output.object({ event: 'done', offer: done.offer })
+  output.line('done: it has arrived')
+}
+
+export async function inbox ({ client, output, signal }: Context): Promise<void> {
+  const { offers } = await client.call('inbox', {}, offer => {
+    output.object(offer)
+    output.line(`${offer.offer}  ${offer.count} file${offer.count === 1 ? '' : 's'}, ${formatBytes(offer.bytes)}, from ${offer.name}: ${offer.state}`)
+    for (const { path, size } of offer.files ?? []) output.line(`  ${formatBytes(size).padStart(9)}  ${path}`)
+  }, signal)
+  if (offers === 0) output.line('nobody offers files')
+}
+
+export async function inboxAccept ({ client, output, signal }: Context, offer: string, { to }: { to: string }): Promise<void> {
+  output.object({ event: 'accepted', offer })
+  const done = await client.call('inbox-accept', { offer, to: resolve(to) }, event => {
+    output.object(event)
+    tellTransfer(output, event)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}:`)
+  for (const path of done.landed) output.line(`  ${path}`)
+}
+
+export async function inboxRefuse ({ client, output }: Context, offer: string): Promise<void> {
+  output.object({ event: 'refused', ...await client.call('inbox-refuse', { offer }) })
+  output.line('refused')
+}
+
+export async function inboxRule ({ client, output }: Context, device: string, rule: string, { to }: { to?: string }): Promise<void> {
+  if (rule !== 'ask' && rule !== 'accept' && rule !== 'refuse') throw new PatchcordError('usage', `there is no rule "${rule}"`, { hint: 'write ask, accept or refuse' })
+  output.object(await client.call('inbox-rule', { device, rule, ...to === undefined ? {} : { to: resolve(to) } }))
+  output.line(rule === 'accept' ? `what ${device} sends lands in ${to} by itself` : rule === 'ask' ? `you are asked about what ${device} sends` : `what ${device} sends is refused`)
+}

@@ -1,0 +1,124 @@
+import { messageOf, PatchcordError } from '../core/errors.js'
+import type { ContentId } from '../core/ids.js'
+import type { FileStore } from '../files/store.js'
+import type { Source } from './ask-file.js'
+import { Distrust } from './distrust.js'
+import { download, type DownloadCollaborators, type Downloaded, type DownloadEvent, type DownloadOptions } from './download.js'
+import { DownloadQueue } from './download-queue.js'
+
+/** Who wants a file that is being fetched. */
+interface Wish {
+  readonly sources: () => readonly Source[]
+  readonly onEvent: (event: DownloadEvent) => void
+}
+
+interface Running {
+  readonly wishes: Set<Wish>
+  readonly abort: AbortController
+  readonly done: Promise<Downloaded>
+}
+
+/** All downloads of this device: one for each file, however many want it, and a list on disk of those that a person
+ * asked for, so that they go on after a crash. */
+export class Downloads {
+  readonly distrust = new Distrust()
+  readonly #store: FileStore
+  readonly #collaborators: DownloadCollaborators
+  readonly #emit: (event: DownloadEvent) => void
+  readonly #queue: DownloadQueue
+  readonly #running = new Map<ContentId, Running>()
+  #isStopping = false
+
+  private constructor (store: FileStore, queue: DownloadQueue, collaborators: Omit<DownloadCollaborators, 'distrust'>, emit: (event: DownloadEvent) => void) {
+    this.#store = store
+    this.#queue = queue
+    this.#collaborators = { ...collaborators, distrust: this.distrust }
+    this.#emit = emit
+  }
+
+  /** Throws `bad-state` where the list in the folder `root` is damaged. */
+  static async open (root: string, store: FileStore, collaborators: Omit<DownloadCollaborators, 'distrust'>, emit: (event: DownloadEvent) => void): Promise<Downloads> {
+    return new Downloads(store, await DownloadQueue.open(root), collaborators, emit)
+  }
+
+  /** Fetches a file, or joins whoever is fetching it. Rejects like `download`; with the signal's reason, at once, where
+   * that aborts, and the download ends when nobody wants it any more. */
+  async fetch (id: ContentId, options: DownloadOptions): Promise<Downloaded> {
+    const { signal, sources, onEvent = () => undefined } = options
+    signal?.throwIfAborted()
+    if (this.#isStopping) throw new PatchcordError('stopped', 'the service is stopping')
+    const wish: Wish = { sources, onEvent }
+    const running = this.#running.get(id) ?? this.#start(id, options)
+    running.wishes.add(wish)
+    const leave = (): void => {
+      running.wishes.delete(wish)
+      if (running.wishes.size === 0) running.abort.abort(signal?.reason)
+    }
+    if (signal === undefined) return await running.done
+    return await new Promise((resolve, reject) => {
+      const aborted = (): void => {
+        leave()
+        // The partial is settled before anybody goes on.
+        if (running.wishes.size > 0) reject(signal.reason as Error)
+      }
+      signal.addEventListener('abort', aborted, { once: true })
+      running.done.then(resolve, reject).finally(() => { signal.removeEventListener('abort', aborted) })
+    })
+  }
+
+  /** Fetches a file that a person asked for: should this process die, the next one goes on by itself. */
+  async fetchAsked (id: ContentId, options: DownloadOptions): Promise<Downloaded> {
+    const { size } = options
+    await this.#queue.add({ id, ...size === undefined ? {} : { size } })
+    try {
+      return await this.fetch(id, options)
+    } finally {
+      if (!this.#isStopping) await this.#queue.remove(id)
+    }
+  }
+
+  /** Goes on with what an earlier process was asked for and did not end. Runs in the background until it is done, or
+   * until those who could have it say that they do not; it waits for devices for as long as it takes. */
+  goOn (sources: (id: ContentId) => () => readonly Source[]): void {
+    for (const { id, size } of this.#queue.all) {
+      this.fetch(id, { sources: sources(id), size, waitMs: Infinity }).then(async () => {
+        this.#collaborators.logger.info({ id }, 'a download of an earlier run is complete')
+        await this.#queue.remove(id)
+      }).catch(async (error: unknown) => {
+        if (this.#isStopping) return
+        this.#collaborators.logger.warn({ id, reason: messageOf(error) }, 'a download of an earlier run was given up')
+        await this.#queue.remove(id)
+      }).catch((error: unknown) => { this.#collaborators.logger.error({ err: error }, 'the list of downloads could not be written') })
+    }
+  }
+
+  /** Ends them all, each with what it has so far kept. */
+  async stop (): Promise<void> {
+    this.#isStopping = true
+    const running = [...this.#running.values()]
+    for (const { abort } of running) abort.abort(new PatchcordError('stopped', 'the service is stopping'))
+    await Promise.allSettled(running.map(({ done }) => done))
+  }
+
+  #start (id: ContentId, options: DownloadOptions): Running {
+    const abort = new AbortController()
+    const wishes = new Set<Wish>()
+    const sources = (): Source[] => {
+      const all = new Map<string, Source>()
+      for (const wish of wishes) for (const source of wish.sources()) all.set(source.device, source)
+      return [...all.values()]
+    }
+    const onEvent = (event: DownloadEvent): void => {
+      for (const wish of wishes) wish.onEvent(event)
+      if (event.event !== 'progress') this.#emit(event)
+    }
+    // Its first steps see the wish of whoever started it, which is added before they run.
+    const done = Promise.resolve()
+      .then(() => download(this.#store, id, { ...options, sources, onEvent, signal: abort.signal }, this.#collaborators))
+      .finally(() => { this.#running.delete(id) })
+    done.catch(() => { /* those who wait for it are told */ })
+    const running = { wishes, abort, done }
+    this.#running.set(id, running)
+    return running
+  }
+}

@@ -1,0 +1,353 @@
+import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { Agent, createServer, type IncomingMessage, type ServerResponse } from 'node:http'
+import { connect, type AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import fc from 'fast-check'
+import t, { type Test } from 'tap'
+import { systemClock } from '../src/core/clock.js'
+import { parseDeviceId, type ContentId } from '../src/core/ids.js'
+import { silentLogger } from '../src/core/log.js'
+import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
+import { PartialFile } from '../src/files/partial.js'
+import { FileStore } from '../src/files/store.js'
+import type { Source } from '../src/sync/ask-file.js'
+import { Distrust } from '../src/sync/distrust.js'
+import { download, type DownloadEvent, type DownloadOptions, type Downloaded } from '../src/sync/download.js'
+import { LeafPlan, type Span } from '../src/sync/leaf-plan.js'
+
+// The engine against peers that misbehave, over plain HTTP on loopback: TLS and admission are tested elsewhere.
+
+interface FakePeer {
+  readonly source: Source
+  /** The leaves that were asked for, in order, one entry for each time. */
+  readonly asked: number[]
+  readonly requests: string[]
+  /** Changes the body that is about to be sent. */
+  spoil: ((bytes: Buffer, start: number) => Buffer) | undefined
+  /** Instead of sending `bytes` at once. */
+  send: ((response: ServerResponse, bytes: Buffer) => void) | undefined
+  tellSize: number | undefined
+  close (): void
+}
+
+let peers = 0
+
+async function fakePeer (t: Test, files: Record<string, Buffer>): Promise<FakePeer> {
+  const device = parseDeviceId(String.fromCharCode(97 + peers++ % 26).repeat(51) + 'a')
+  const peer: FakePeer = { source: undefined as never, asked: [], requests: [], spoil: undefined, send: undefined, tellSize: undefined, close: () => { server.closeAllConnections(); server.close(); agent.destroy() } }
+  const answer = (request: IncomingMessage, response: ServerResponse): void => {
+    peer.requests.push(`${request.url} ${request.headers.range ?? ''}`.trim())
+    const [, , id = '', part] = (request.url ?? '').split('/')
+    const file = files[id]
+    if (file === undefined) {
+      response.writeHead(404).end()
+      return
+    }
+    if (part === 'leaves') {
+      const leaves = leavesOf(file)
+      response.writeHead(200, { 'Patchcord-File-Size': peer.tellSize ?? file.length, 'Content-Length': leaves.length }).end(leaves)
+      return
+    }
+    const range = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '')
+    const start = Number(range?.[1] ?? 0)
+    const end = Math.min(file.length, Number(range?.[2] ?? file.length - 1) + 1)
+    for (let leaf = Math.floor(start / LEAF_BYTES); leaf * LEAF_BYTES < end; leaf++) peer.asked.push(leaf)
+    let bytes: Buffer = Buffer.from(file.subarray(start, end))
+    if (peer.spoil !== undefined) bytes = peer.spoil(bytes, start)
+    if (file.length === 0) response.writeHead(200, { 'Content-Length': 0 })
+    else response.writeHead(206, { 'Content-Range': `bytes ${start}-${end - 1}/${peer.tellSize ?? file.length}`, 'Content-Length': bytes.length })
+    response.on('error', () => undefined)
+    if (peer.send !== undefined) peer.send(response, bytes)
+    else response.end(bytes)
+  }
+  const server = createServer(answer)
+  server.listen({ host: '::1', port: 0 })
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const agent = new Agent({ keepAlive: true, maxSockets: 8 })
+  Object.assign(agent, { createConnection: () => connect({ host: '::1', port, noDelay: true }) })
+  Object.assign(peer, { source: { device, agent } })
+  t.teardown(() => { peer.close() })
+  return peer
+}
+
+function leavesOf (file: Buffer): Buffer {
+  const leaves = []
+  for (let at = 0; at < Math.max(1, file.length); at += LEAF_BYTES) leaves.push(leafHash(file.subarray(at, at + LEAF_BYTES)))
+  return Buffer.concat(leaves)
+}
+
+const idOf = (file: Buffer): ContentId => contentIdOf(leavesOf(file))
+
+async function openStore (t: Test): Promise<{ store: FileStore, partial: string }> {
+  const home = t.testdir({})
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  return { store, partial: join(home, 'partial') }
+}
+
+interface Fetch { readonly done: Promise<Downloaded>, readonly events: DownloadEvent[], readonly distrust: Distrust }
+
+function fetchFrom (store: FileStore, id: ContentId, from: readonly FakePeer[], options: Partial<DownloadOptions> = {}, distrust = new Distrust()): Fetch {
+  const events: DownloadEvent[] = []
+  const done = download(store, id, { sources: () => from.map(({ source }) => source), waitMs: 500, onEvent: event => { events.push(event) }, ...options }, { clock: systemClock, logger: silentLogger(), distrust })
+  return { done, events, distrust }
+}
+
+const kinds = (events: readonly DownloadEvent[]): string[] => events.map(({ event }) => event).filter(kind => kind !== 'progress')
+
+await t.test('the plan: every missing leaf is done once, whatever is taken, split, doubled, lost and dropped', t => {
+  fc.assert(fc.property(
+    fc.integer({ min: 1, max: 40 }), fc.array(fc.boolean(), { minLength: 40, maxLength: 40 }),
+    fc.array(fc.tuple(fc.constantFrom('take', 'split', 'double', 'come', 'drop', 'lose'), fc.nat(20), fc.integer({ min: 1, max: 8 })), { maxLength: 120 }),
+    (count, have, steps) => {
+      const missing = Array.from({ length: count }, (_, index) => index).filter(index => !have[index])
+      const plan = new LeafPlan<string>(count, missing)
+      const done = new Set<number>()
+      const pick = (at: number): Span<string> | undefined => [...plan.spans][at % Math.max(1, plan.spans.size)]
+      for (const [step, at, most] of steps) {
+        const span = pick(at)
+        if (step === 'take') plan.take('a', most)
+        else if (span === undefined) continue
+        else if (step === 'split') plan.split(span, 'b')
+        else if (step === 'double' && span.next < span.end) plan.double(span, 'b')
+        else if (step === 'drop') plan.drop(span)
+        else if (span.next < span.end) {
+          const index = span.next++
+          if (step === 'lose') plan.lost(index)
+          else {
+            plan.done(index)
+            done.add(index)
+          }
+        }
+      }
+      // Whoever still has a span gives up; one that is free must then be given every leaf that is not done.
+      for (const span of [...plan.spans]) plan.drop(span)
+      const given: number[] = []
+      for (let span = plan.take('z', 3); span !== undefined; span = plan.take('z', 3)) for (let index = span.next; index < span.end; index++) given.push(index)
+      return given.join() === missing.filter(index => !done.has(index)).join() && plan.left === given.length && plan.isDone === (given.length === 0)
+    }), { numRuns: 300 })
+  t.end()
+})
+
+await t.test('one source: small files in one request, large ones leaf by leaf', async t => {
+  const { store, partial } = await openStore(t)
+  const files = [Buffer.alloc(0), randomBytes(1), randomBytes(LEAF_BYTES), randomBytes(LEAF_BYTES + 1), randomBytes(40 * LEAF_BYTES + 7)]
+  const peer = await fakePeer(t, Object.fromEntries(files.map(file => [idOf(file), file])))
+  for (const file of files) {
+    peer.requests.length = 0
+    const { done, events } = fetchFrom(store, idOf(file), [peer])
+    t.match(await done, { size: file.length, sources: new Set([peer.source.device]) })
+    t.ok(readFileSync(store.path(idOf(file))).equals(file), `${file.length} bytes`)
+    if (file.length <= LEAF_BYTES) t.equal(peer.requests.length, 1, 'the leaf list of one leaf is the ID')
+    const last = events.filter(event => event.event === 'progress').at(-1)
+    t.match(last, { done: file.length, total: file.length })
+  }
+  t.strictSame(readdirSync(partial), [])
+  await t.rejects(fetchFrom(store, idOf(randomBytes(9)), [peer]).done, { code: 'not-found' })
+  await t.rejects(fetchFrom(store, idOf(randomBytes(9)), []).done, { code: 'unreachable' })
+  const known = randomBytes(2 * LEAF_BYTES)
+  const other = await fakePeer(t, { [idOf(known)]: known })
+  await t.rejects(fetchFrom(store, idOf(known), [other], { size: known.length + 1 }).done, { code: 'not-found' }, 'the document said another size')
+  await t.rejects(fetchFrom(store, idOf(known), [other], { most: known.length - 1 }).done, { code: 'too-large' })
+  t.strictSame(other.asked.filter(leaf => leaf > 0), [], 'nothing was fetched of it')
+})
+
+await t.test('two sources share the work, each leaf fetched once', async t => {
+  const { store } = await openStore(t)
+  const file = randomBytes(60 * LEAF_BYTES)
+  const [one, two] = [await fakePeer(t, { [idOf(file)]: file }), await fakePeer(t, { [idOf(file)]: file })]
+  // As a network would: some milliseconds for each MiB.
+  for (const peer of [one, two]) peer.send = (response, bytes) => { setTimeout(() => { response.end(bytes) }, bytes.length / LEAF_BYTES * 4) }
+  const { sources } = await fetchFrom(store, idOf(file), [one, two]).done
+  t.equal(sources.size, 2)
+  t.ok(readFileSync(store.path(idOf(file))).equals(file))
+  for (const peer of [one, two]) t.ok(new Set(peer.asked).size >= 12, `${new Set(peer.asked).size} of 60 leaves from each`)
+})
+
+await t.test('a source that lies in one leaf is dropped and named, and the file comes from the other', async t => {
+  const { store } = await openStore(t)
+  const file = randomBytes(50 * LEAF_BYTES + 5)
+  const id = idOf(file)
+  const [liar, honest] = [await fakePeer(t, { [id]: file }), await fakePeer(t, { [id]: file })]
+  const at = 7 * LEAF_BYTES + 4711
+  liar.spoil = (bytes, start) => {
+    if (at >= start && at < start + bytes.length) bytes[at - start]! ^= 1
+    return bytes
+  }
+  honest.send = (response, bytes) => { setTimeout(() => { response.end(bytes) }, 20) }
+  const { done, events } = fetchFrom(store, id, [liar, honest])
+  await done
+  t.ok(readFileSync(store.path(id)).equals(file))
+  // Which of the two is asked for that leaf is chance; when it is the liar, it is named.
+  if (liar.asked.includes(7)) t.match(events.find(({ event }) => event === 'source-dropped'), { device: liar.source.device, leaf: 7 })
+  // Alone it is caught for certain, and asked no more.
+  const again = await openStore(t)
+  const alone = fetchFrom(again.store, id, [liar])
+  await t.rejects(alone.done, { code: 'verification' })
+  t.match(alone.events.find(({ event }) => event === 'source-dropped'), { device: liar.source.device, leaf: 7 })
+  t.match(alone.distrust.of(liar.source.device), { id })
+  t.equal(await again.store.has(id), false)
+  const before = liar.requests.length
+  await t.rejects(fetchFrom(again.store, id, [liar], {}, alone.distrust).done, { code: 'unreachable' })
+  t.equal(liar.requests.length, before, 'a liar is not asked again in this session')
+  // What it gave that was right stays, and the honest one is asked for the rest alone.
+  honest.asked.length = 0
+  await fetchFrom(again.store, id, [liar, honest], {}, alone.distrust).done
+  t.ok(honest.asked.length < 51, `${honest.asked.length} of 51 leaves were asked for again`)
+  t.ok(readFileSync(again.store.path(id)).equals(file))
+})
+
+await t.test('lies about the list, the size, and small files', async t => {
+  const file = randomBytes(3 * LEAF_BYTES)
+  const id = idOf(file)
+  const small = randomBytes(100)
+  for (const [what, lie] of [
+    ['a size that its list does not fit', (peer: FakePeer) => { peer.tellSize = 9 * LEAF_BYTES }],
+    ['a size that is a few bytes off', (peer: FakePeer) => { peer.tellSize = file.length - 3 }],
+    ['a range that is longer than it says', (peer: FakePeer) => { peer.spoil = bytes => Buffer.concat([bytes, Buffer.alloc(1)]) }],
+    ['nothing but zeros', (peer: FakePeer) => { peer.spoil = bytes => bytes.fill(0) }],
+  ] as const) {
+    const { store } = await openStore(t)
+    const [liar, honest] = [await fakePeer(t, { [id]: file, [idOf(small)]: small }), await fakePeer(t, { [id]: file, [idOf(small)]: small })]
+    lie(liar)
+    await fetchFrom(store, id, [liar, honest]).done
+    t.ok(readFileSync(store.path(id)).equals(file), what)
+  }
+  const { store } = await openStore(t)
+  const liar = await fakePeer(t, { [idOf(small)]: small })
+  liar.spoil = bytes => bytes.fill(0)
+  const { done, distrust } = fetchFrom(store, idOf(small), [liar])
+  await t.rejects(done, { code: 'verification' })
+  t.ok(distrust.of(liar.source.device))
+  t.equal(await store.has(idOf(small)), false)
+})
+
+await t.test('a source that stalls is overtaken, one that vanishes is replaced', async t => {
+  const file = randomBytes(24 * LEAF_BYTES)
+  const id = idOf(file)
+  const { store } = await openStore(t)
+  const [stalled, good] = [await fakePeer(t, { [id]: file }), await fakePeer(t, { [id]: file })]
+  stalled.send = (response, bytes) => { response.write(bytes.subarray(0, 100_000)) }
+  const started = performance.now()
+  const { done, events } = fetchFrom(store, id, [stalled, good])
+  await done
+  t.ok(performance.now() - started < 12_000, `${performance.now() - started} ms`)
+  t.ok(readFileSync(store.path(id)).equals(file))
+  t.ok(kinds(events).every(kind => kind === 'overtaken'))
+
+  const second = await openStore(t)
+  const [vanishing, stays] = [await fakePeer(t, { [id]: file }), await fakePeer(t, { [id]: file })]
+  let sent = 0
+  vanishing.send = (response, bytes) => {
+    if (++sent > 1) vanishing.close()
+    else response.end(bytes)
+  }
+  await fetchFrom(second.store, id, [vanishing, stays]).done
+  t.ok(readFileSync(second.store.path(id)).equals(file))
+
+  // Alone, it fails, and what came is kept for the next attempt.
+  const third = await openStore(t)
+  const alone = await fakePeer(t, { [id]: file })
+  let answers = 0
+  alone.send = (response, bytes) => {
+    if (++answers > 1) response.destroy()
+    else response.end(bytes)
+  }
+  await t.rejects(fetchFrom(third.store, id, [alone]).done, { code: 'unreachable' })
+  t.strictSame(readdirSync(third.partial).toSorted(), [`${id}.bitmap`, `${id}.partial`])
+  stays.asked.length = 0
+  await fetchFrom(third.store, id, [stays]).done
+  t.ok(stays.asked.length < 24, `only ${stays.asked.length} of 24 leaves were asked for again`)
+  t.strictSame(readdirSync(third.partial), [])
+})
+
+await t.test('a slow source gives its leaves away', async t => {
+  const file = randomBytes(32 * LEAF_BYTES)
+  const id = idOf(file)
+  const { store } = await openStore(t)
+  const [slow, fast] = [await fakePeer(t, { [id]: file }), await fakePeer(t, { [id]: file })]
+  slow.send = (response, bytes) => {
+    let at = 0
+    const timer = setInterval(() => {
+      response.write(bytes.subarray(at, at += 16_384))
+      if (at >= bytes.length || response.destroyed) {
+        clearInterval(timer)
+        response.end()
+      }
+    }, 50)
+  }
+  const started = performance.now()
+  await fetchFrom(store, id, [slow, fast]).done
+  // 320 KB/s: what it took on would need half a minute.
+  t.ok(performance.now() - started < 10_000, `${Math.round(performance.now() - started)} ms`)
+  t.ok(readFileSync(store.path(id)).equals(file))
+})
+
+await t.test('going on: what was recorded is not asked for again, unless the disk lost it', async t => {
+  const file = randomBytes(20 * LEAF_BYTES + 3)
+  const id = idOf(file)
+  const { store, partial } = await openStore(t)
+  const peer = await fakePeer(t, { [id]: file })
+  const abort = new AbortController()
+  let sent = 0
+  peer.send = (response, bytes) => { if (++sent > 1) setTimeout(() => { abort.abort(new Error('enough')) }, 100); else response.end(bytes) }
+  await t.rejects(fetchFrom(store, id, [peer], { signal: abort.signal }).done, { message: 'enough' })
+  const had = await PartialFile.resume(store, id)
+  const missing = had!.missing()
+  t.ok(missing.length > 0 && missing.length < 21)
+  t.strictSame([...had!.givers], [peer.source.device])
+  await had!.suspend()
+  // The disk loses one that was recorded.
+  const kept = Array.from({ length: 21 }, (_, index) => index).filter(index => !missing.includes(index))
+  const lost = kept[0]!
+  const data = readFileSync(join(partial, `${id}.partial`))
+  data[lost * LEAF_BYTES]! ^= 1
+  writeFileSync(join(partial, `${id}.partial`), data)
+  peer.send = undefined
+  peer.asked.length = 0
+  const { givers } = await fetchFrom(store, id, [peer]).done
+  t.strictSame(peer.asked.toSorted((a, b) => a - b), [lost, ...missing].toSorted((a, b) => a - b))
+  t.strictSame([...givers], [peer.source.device])
+  t.ok(readFileSync(store.path(id)).equals(file))
+  t.notOk(existsSync(join(partial, `${id}.bitmap`)))
+})
+
+await t.test('what is remembered of a download and is damaged is not believed', async t => {
+  const file = randomBytes(3 * LEAF_BYTES)
+  const id = idOf(file)
+  const { store, partial } = await openStore(t)
+  const begin = async (): Promise<Buffer> => {
+    const begun = await PartialFile.create(store, { id, size: file.length, leaves: leavesOf(file) })
+    await begun.writeLeaf(1, file.subarray(LEAF_BYTES, 2 * LEAF_BYTES))
+    await begun.suspend()
+    return readFileSync(join(partial, `${id}.bitmap`))
+  }
+  const good = await begin()
+  t.strictSame((await resumed())?.missing, [0, 2])
+  const rows: Array<[string, (state: Buffer) => Buffer]> = [
+    ['empty', () => Buffer.alloc(0)],
+    ['no such version', state => Buffer.concat([Buffer.from('patchcord-partial/2'), state.subarray(19)])],
+    ['another size', state => { state.write('9', 38, 'latin1'); return state }],
+    ['another list', state => { state[50]! ^= 1; return state }],
+    ['cut short', state => state.subarray(0, state.length - 1)],
+    ['a giver that is none', state => Buffer.concat([state, Buffer.from('x\n')])],
+  ]
+  for (const [what, damage] of rows) {
+    writeFileSync(join(partial, `${id}.bitmap`), damage(Buffer.from(good)))
+    t.equal(await resumed(), undefined, what)
+  }
+  const lies = Buffer.from(good)
+  lies.fill(2, lies.length - 3)
+  writeFileSync(join(partial, `${id}.bitmap`), lies)
+  t.strictSame(await resumed(), { missing: [0, 2], damaged: [2, 0] }, 'a record that says more than the disk has')
+
+  async function resumed (): Promise<{ missing: number[], damaged: number[] } | undefined> {
+    const partial = await PartialFile.resume(store, id)
+    const found = partial && { missing: partial.missing(), damaged: partial.damaged }
+    await partial?.suspend()
+    return found
+  }
+})

@@ -1,0 +1,122 @@
+import { randomBytes } from 'node:crypto'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import t from 'tap'
+import { parseContentId, parseDatabaseName } from '../src/core/ids.js'
+import { Lab, type LabDevice } from '../src/testing.js'
+
+const lab = await Lab.start()
+t.teardown(() => lab.stop())
+const folder = t.testdir({})
+
+async function add (device: LabDevice, bytes: Buffer, to?: string): Promise<string> {
+  const path = join(folder, randomBytes(6).toString('hex'))
+  await writeFile(path, bytes)
+  let id = ''
+  await device.call('add', { paths: [path], ...to === undefined ? {} : { to } }, event => { if (event.event === 'added') id = event.id })
+  return id
+}
+
+const has = (device: LabDevice, id: string): Promise<boolean> => device.agent.store.has(parseContentId(id))
+const records = (device: LabDevice, id: string): Promise<string[]> => device.agent.store.records(parseContentId(id))
+const file = (id: string, size: number): object => ({ _id: id, type: 'file', size, names: ['x'], contentType: 'application/octet-stream' })
+const missing = async (device: LabDevice, of: string): Promise<number> => (await device.call('status', {})).peers.find(({ name }) => name === of)!.files.missing
+/** Long enough for a wrong record to be made, were it made. */
+const patience = (): Promise<void> => new Promise(resolve => { setTimeout(resolve, 3_000) })
+
+const laptop = await lab.device({ user: 'u1', name: 'laptop' })
+const desktop = await lab.device({ user: 'u1', name: 'desktop' })
+const friend = await lab.device({ user: 'u2', name: 'friend' })
+await lab.pair(laptop, desktop)
+await lab.pair(laptop, friend)
+
+async function share (database: string, write = false): Promise<void> {
+  await laptop.call('db-create', { name: database })
+  await laptop.call('share', { database, with: 'friend', write })
+  await lab.until('the offer', async () => (await friend.call('shares', {})).shares.some(offer => offer.database === database))
+  await friend.call('accept', { peer: 'laptop', database })
+}
+
+await t.test('own devices fetch everything, with its record; peers what they ask for', async t => {
+  await share('album')
+  const bytes = [randomBytes(10), randomBytes(2_500_000)]
+  const ids = [await add(laptop, bytes[0]!, 'album'), await add(laptop, bytes[1]!, 'album')]
+  for (const id of ids) await lab.until('the file on the desktop', async () => await has(desktop, id) && (await records(desktop, id)).includes('album'))
+  await lab.until('nothing missing', async () => await missing(desktop, 'laptop') === 0)
+  await lab.until('the document at the friend', async () => (await friend.db('GET', `/album/${ids[1]}`)).status === 200)
+  await patience()
+  t.equal(await has(friend, ids[1]!), false, 'on demand is the default for what others share')
+  t.equal(await missing(friend, 'laptop'), 0, 'what nobody wants is not missing')
+  await friend.call('get', { id: ids[1]!, output: join(folder, 'got') })
+  t.strictSame(await records(friend, ids[1]!), ['album'], 'what was fetched from a device of the database is recorded for it')
+
+  t.match(await friend.call('follow', { database: 'album', policy: { fetch: 'up-to', bytes: 1000 } }), { policy: { fetch: 'up-to', bytes: 1000 } })
+  await lab.until('the small file at the friend', () => has(friend, ids[0]!))
+  const big = await add(laptop, randomBytes(1001), 'album')
+  await lab.until('its document', async () => (await friend.db('GET', `/album/${big}`)).status === 200)
+  await patience()
+  t.equal(await has(friend, big), false)
+  await friend.call('follow', { database: 'album', policy: { fetch: 'all' } })
+  await lab.until('all files', () => has(friend, big))
+})
+
+await t.test('a record goes when the document goes, also while the service is down', async t => {
+  const ids = [await add(laptop, randomBytes(20), 'album'), await add(laptop, randomBytes(20), 'album')]
+  const remove = async (id: string): Promise<void> => {
+    const { value } = await laptop.db('GET', `/album/${id}`)
+    t.equal((await laptop.db('DELETE', `/album/${id}?rev=${(value as { _rev: string })._rev}`)).status, 200)
+  }
+  await lab.until('the record on the desktop', async () => (await records(desktop, ids[0]!)).includes('album'))
+  await remove(ids[0]!)
+  await lab.until('the record gone on the laptop', async () => (await records(laptop, ids[0]!)).length === 0)
+  await lab.until('the record gone on the desktop', async () => (await records(desktop, ids[0]!)).length === 0)
+  t.ok(await has(laptop, ids[0]!), 'the file stays')
+  t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${ids[0]}` }), { allowed: false, rule: 'file: no record' })
+  // A record that was left by a process that died between the two.
+  await laptop.agent.store.record(parseContentId(ids[0]!), parseDatabaseName('album'))
+  await laptop.stop()
+  await laptop.start()
+  await lab.until('the left-over record gone', async () => (await records(laptop, ids[0]!)).length === 0)
+  t.strictSame(await records(laptop, ids[1]!), ['album'], 'others stay')
+  await lab.connected(laptop, friend)
+  await lab.connected(laptop, desktop)
+})
+
+await t.test('documents gain nothing: written by a peer, planted in its copy, or replicated on', async t => {
+  await share('project', true)
+  const secrets = [randomBytes(30), randomBytes(3_000_000)]
+  const ids = [await add(laptop, secrets[0]!), await add(laptop, secrets[1]!)]
+  const other = await add(desktop, randomBytes(40))
+  // The friend knows the IDs and plants documents in its own copy, which the laptop pulls, and the desktop from it.
+  for (const id of [...ids, other]) t.equal((await friend.db('PUT', `/project/${id}`, file(id, id === ids[1] ? 3_000_000 : id === other ? 40 : 30))).status, 201)
+  for (const id of [...ids, other]) {
+    await lab.until('the planted document on the laptop', async () => (await laptop.db('GET', `/project/${id}`)).status === 200)
+    await lab.until('and on the desktop', async () => (await desktop.db('GET', `/project/${id}`)).status === 200)
+  }
+  for (const device of [laptop, desktop]) await device.call('follow', { database: 'project', policy: { fetch: 'all' } })
+  await lab.until('own devices fetching from each other', async () => await has(laptop, other) && await has(desktop, ids[1]!))
+  await patience()
+  for (const id of [...ids, other]) {
+    t.strictSame(await records(laptop, id), [], 'no record on the laptop')
+    t.strictSame(await records(desktop, id), [], 'no record on the desktop')
+    await t.rejects(friend.call('get', { id, output: join(folder, 'gained'), from: 'laptop' }), { code: 'not-found' })
+    t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: false })
+  }
+  // The control: a file that the friend really has gains its record, by being given whole.
+  const real = randomBytes(2_000_000)
+  const given = await add(friend, real, 'project')
+  await lab.until('the friend\'s file and its record', async () => await has(laptop, given) && (await records(laptop, given)).includes('project'))
+  // One that is here already is fetched once more, and only then recorded.
+  const both = randomBytes(1_500_000)
+  const had = await add(laptop, both)
+  t.strictSame(await records(laptop, had), [])
+  await add(friend, both, 'project')
+  await lab.until('the record of what was here already', async () => (await records(laptop, had)).includes('project'))
+})
+
+await t.test('others are asked only for what they share', async t => {
+  await lab.until('the link', () => laptop.agent.peers.peer(friend.agent.keystore.identity.device)?.link.connected === true)
+  const unknown = parseContentId('mcpw4nwsibkykgenlt6xmh2apr6mi2t5h4yuzcbharu53yyv7tiq')
+  const sources = await laptop.agent.sources.of(unknown)
+  t.strictSame(sources().map(({ device }) => device), [desktop.device], 'own devices for any, others for nothing they did not share')
+})

@@ -1,0 +1,64 @@
+import { randomBytes } from 'node:crypto'
+import { chmodSync, existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import t from 'tap'
+import { parseContentId } from '../src/core/ids.js'
+import { Lab } from '../src/testing.js'
+
+await t.test('get by name, verify, gc, add --move', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const device = await lab.device({ user: 'u1', name: 'laptop' })
+  const folder = t.testdir({ in: {} })
+  await device.call('db-create', { name: 'notes' })
+  const add = async (name: string, bytes: Buffer, options: { to?: string, move?: boolean } = {}): Promise<string> => {
+    writeFileSync(join(folder, 'in', name), bytes)
+    // A file that changed in this very millisecond could still be changing.
+    await new Promise(resolve => { setTimeout(resolve, 10) })
+    let id = ''
+    await device.call('add', { paths: [join(folder, 'in', name)], ...options }, event => { if (event.event === 'added') id = event.id })
+    return id
+  }
+  const path = (id: string): string => device.agent.store.path(parseContentId(id))
+  const large = randomBytes(2_500_000)
+  const kept = await add('kept.bin', large, { to: 'notes' })
+  const loose = await add('loose.bin', randomBytes(100))
+  const moved = await add('moved.bin', randomBytes(1_100_000), { to: 'notes', move: true })
+  t.strictSame(readdirSync(join(folder, 'in')).toSorted(), ['kept.bin', 'loose.bin'], 'what was moved is gone there')
+  t.ok(existsSync(path(moved)))
+  await t.rejects(device.call('add', { paths: [join(folder, 'in', 'kept.bin')], to: 'nowhere', move: true }), { code: 'not-found' })
+  t.ok(existsSync(join(folder, 'in', 'kept.bin')), 'what was not added stays')
+
+  t.match(await device.call('get', { id: 'kept.bin', output: join(folder, 'out') }), { id: kept })
+  t.ok(readFileSync(join(folder, 'out')).equals(large))
+  await t.rejects(device.call('get', { id: 'nothing.bin', output: join(folder, 'x') }), { code: 'not-found' })
+  await add('kept.bin', randomBytes(10), { to: 'notes' })
+  await t.rejects(device.call('get', { id: 'kept.bin', output: join(folder, 'x') }), { code: 'usage', message: '2 files are called "kept.bin"' })
+
+  const unreferenced: string[] = []
+  t.match(await device.call('gc', {}, ({ id }) => { unreferenced.push(id) }), { files: 1, bytes: 100, removed: false })
+  t.strictSame(unreferenced, [loose])
+  t.ok(existsSync(path(loose)), 'shown, not removed')
+  t.match(await device.call('gc', { remove: true }), { files: 1, removed: true })
+  t.notOk(existsSync(path(loose)))
+  t.ok(existsSync(path(kept)) && existsSync(path(moved)))
+
+  t.match(await device.call('verify', {}), { files: 3, damaged: 0 })
+  for (const [id, damage] of [
+    [kept, (file: string) => { const bytes = readFileSync(file); bytes[2_000_000]! ^= 1; writeFileSync(file, bytes) }],
+    [moved, (file: string) => { truncateSync(file, 5) }],
+  ] as const) {
+    chmodSync(path(id), 0o644)
+    damage(path(id))
+  }
+  const damaged: string[] = []
+  t.match(await device.call('verify', {}, event => { if (event.event === 'damaged') damaged.push(event.id) }), { files: 3, damaged: 2 })
+  t.strictSame(damaged.toSorted(), [kept, moved].toSorted())
+  for (const id of damaged) {
+    t.notOk(existsSync(path(id)), 'no longer served')
+    t.ok(existsSync(join(dirname(device.home.files), 'quarantine', id)), 'and still there for who wants to look')
+    t.strictSame(await device.agent.store.records(parseContentId(id)), [])
+  }
+  t.match(await device.call('verify', {}), { files: 1, damaged: 0 })
+  t.equal(await add('kept.bin', large, { to: 'notes' }), kept, 'and can be added again')
+})
