@@ -69,7 +69,11 @@ export class PeerAgent extends Agent {
    * while, as it does here, a hundred requests at once make a hundred connections. So requests wait here. */
   addRequest (request: ClientRequest, ...options: unknown[]): void {
     const start = (): void => {
-      if (request.destroyed) return this.#next()
+      if (request.destroyed) {
+        // Aborted before it was sent, or while it waited: it says so only once it is given a socket, or none.
+        request.onSocket(undefined as never)
+        return this.#next()
+      }
       this.#active += 1
       request.once('close', () => {
         this.#active -= 1
