@@ -82,6 +82,7 @@ const ARROWS: ReadonlyArray<[from: string, to: string, why: string]> = [
 /** Files that are started or read by their path, which no import shows. */
 const PATHS: ReadonlyArray<[from: string, path: string, why: string]> = [
   ['agent/server-host.ts', '../bin/patchcord-server.js', 'the server is an executable of its own, so that a tight profile fits it'],
+  ['files/leaf-hashes.ts', 'hash-worker.js', 'hashing is spread over threads'],
   ['embedded/supervise.ts', 'child.js', 'the embedded database is a process of its own'],
   ['bin/patchcord.ts', '../../../package.json', '--version'],
   ['discovery/discovery.ts', './worker.js', 'mDNS is a thread of its own, where a flood blocks nothing'],
@@ -89,7 +90,7 @@ const PATHS: ReadonlyArray<[from: string, path: string, why: string]> = [
 
 const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why: string]>> = {
   'pino': [['core'], 'log lines'],
-  'valibot': [['core', 'identity', 'server', 'agent', 'pairing'], 'the vocabulary of shapes: each room that reads JSON from outside declares what it takes in these words, so no one room owns it'],
+  'valibot': [['core', 'identity', 'server', 'agent', 'pairing', 'sync'], 'the vocabulary of shapes: each room that reads JSON from outside declares what it takes in these words, so no one room owns it'],
   'lru-cache': [['identity'], 'certificates that were read, and who they stand for, bounded'],
   '@peculiar/x509': [['identity'], 'writes certificates and CSRs'],
   'reflect-metadata': [['identity'], '@peculiar/x509 wants it imported first'],

@@ -740,7 +740,8 @@ void t.test('import: what is there already costs one pass and no write', async t
     const [readsAfter, writesAfter] = processIo()
     t.equal(progress.length, 9, 'one pass')
     t.ok(readsAfter - reads < 9.5 * LEAF_BYTES, `${readsAfter - reads} bytes read`)
-    t.ok(writesAfter - writes < 4_096, `${writesAfter - writes} bytes written`)
+    // Threads wake each other by writes of a few bytes.
+    t.ok(writesAfter - writes < 32_768, `${writesAfter - writes} bytes written`)
     t.strictSame(await opened.add(join(home, 'small')), { ...first[0], isNew: false })
     t.strictSame(marks(), before)
   }

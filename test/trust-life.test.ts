@@ -26,17 +26,17 @@ void t.test('certificates renew themselves, and nobody notices', { buffered: tru
   await lab.pair(desktop, friend)
   const before = [laptop, desktop, friend].map(endOf)
   const ids = [laptop, desktop, friend].map(({ device }) => device)
-  lab.clock.advance(200 * DAY)
+  lab.clock.sleep(200 * DAY)
   await new Promise(resolve => { setTimeout(resolve, 300) })
   t.strictSame([laptop, desktop, friend].map(endOf), before, 'nothing is renewed before two thirds of its life')
   const since = desktop.agent.peers.peer(friend.agent.keystore.identity.device)?.link.since
-  lab.clock.advance(44 * DAY)
+  lab.clock.sleep(44 * DAY)
   await lab.until('the renewals', () => [laptop, desktop, friend].every((device, at) => endOf(device) > before[at]!))
   t.strictSame([laptop, desktop, friend].map(({ device }) => device), ids, 'the keys stay')
   await lab.connected(desktop, friend)
   t.equal(desktop.agent.peers.peer(friend.agent.keystore.identity.device)?.link.since, since, 'the connection stays')
   // Past the end of the first certificates.
-  lab.clock.advance(130 * DAY)
+  lab.clock.sleep(130 * DAY)
   await lab.connected(laptop, desktop)
   await lab.connected(desktop, friend)
   t.ok(connected(laptop, desktop))
@@ -121,7 +121,7 @@ void t.test('who was away for too long fetches its renewal, for a year', { buffe
   const desktop = await lab.device({ user: 'u1', name: 'desktop' })
   await lab.pair(laptop, desktop)
   await lab.cut(laptop, desktop)
-  lab.clock.advance(400 * DAY)
+  lab.clock.sleep(400 * DAY)
   await lab.until('the holder renewing itself', () => endOf(laptop) > lab.clock.now())
   t.ok(endOf(desktop) < lab.clock.now())
   t.match(notices(desktop), /certificate of this device has ended/)
@@ -131,7 +131,7 @@ void t.test('who was away for too long fetches its renewal, for a year', { buffe
   await lab.cut(laptop, desktop)
   // Half a year at a time, so that the holder keeps its own.
   for (let gone = 0; gone < 5; gone++) {
-    lab.clock.advance(150 * DAY)
+    lab.clock.sleep(150 * DAY)
     await lab.until('the holder renewing itself', () => endOf(laptop) > lab.clock.now() + 100 * DAY)
   }
   const ended = endOf(desktop)
@@ -162,7 +162,7 @@ void t.test('25 years: renewals, a CA that another one follows, and a thief with
   const live = async (years: number): Promise<void> => {
     while (lab.clock.now() < began + years * 365.25 * DAY) {
       const before = all.map(endOf)
-      lab.clock.advance(300 * DAY)
+      lab.clock.sleep(300 * DAY)
       await lab.until('the renewals', () => all.every((device, at) => endOf(device) > before[at]!))
       renewals += all.length
     }

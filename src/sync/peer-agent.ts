@@ -157,7 +157,8 @@ export function askPeer (agent: Agent, device: DeviceId, path: string, options: 
   return new Promise((resolve, reject) => {
     const sent = request({ ...others, ...silentMs === undefined ? {} : { timeout: silentMs }, agent, host: peerHost(device), path, headers: { ...options.headers, Host: peerHost(device) } })
     sent.once('response', resolve)
-    sent.once('timeout', () => { sent.destroy(new PatchcordError('unreachable', `device ${device} said nothing for ${(silentMs ?? 0) / 1000} s`)) })
+    // The pool's own time-out, for idle connections, is announced here too.
+    if (silentMs !== undefined) sent.once('timeout', () => { sent.destroy(new PatchcordError('unreachable', `device ${device} said nothing for ${silentMs / 1000} s`)) })
     sent.once('error', error => {
       reject(error instanceof PatchcordError || options.signal?.aborted === true ? error : new PatchcordError('unreachable', `device ${device} went away: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
     })

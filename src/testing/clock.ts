@@ -34,10 +34,17 @@ export class LabClock implements Clock {
       this.#fire(first)
     }
     this.#ahead += Math.max(0, target - this.monotonic())
-    for (const pending of this.#pending) {
-      clearTimeout(pending.timeout)
-      pending.timeout = this.#arm(pending.due - this.monotonic(), () => { this.#fire(pending) })
-    }
+    this.#rearm()
+  }
+
+  /** Lets time pass as for a machine that sleeps: every timer that is due runs once, when it wakes. Years take no
+   * longer than seconds, however often something looks around. */
+  sleep (milliseconds: number): void {
+    if (!(milliseconds >= 0)) throw new RangeError('time only moves forward; setWallClock makes the person\'s clock jump')
+    this.#ahead += milliseconds
+    const due = [...this.#pending].filter(pending => pending.due <= this.monotonic()).toSorted((a, b) => a.due - b.due)
+    for (const pending of due) if (this.#pending.has(pending)) this.#fire(pending)
+    this.#rearm()
   }
 
   /** Makes the person's clock say `time` (ms since 1970), as when somebody sets it. No timer is affected. */
@@ -48,6 +55,13 @@ export class LabClock implements Clock {
   /** Drops every timer. */
   stop (): void {
     for (const pending of [...this.#pending]) this.#drop(pending)
+  }
+
+  #rearm (): void {
+    for (const pending of this.#pending) {
+      clearTimeout(pending.timeout)
+      pending.timeout = this.#arm(pending.due - this.monotonic(), () => { this.#fire(pending) })
+    }
   }
 
   #arm (delay: number, run: () => void): NodeJS.Timeout {
