@@ -125,7 +125,10 @@ export class Agent {
       createDatabase: name => this.createDatabase(name),
       emit: event => {
         this.emit(event)
-        if ((event as { event?: unknown }).event === 'connected') this.#following?.retry()
+        const { event: what, device } = event as { event?: unknown, device?: DeviceId }
+        if (what !== 'connected' || device === undefined) return
+        this.#following?.retry()
+        this.#pairing?.mending.reached(device)
       },
       onMail: (device, mail) => {
         this.#offers.mailCame(device, mail).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'offers in the mail of a device were not taken in') })
@@ -138,6 +141,10 @@ export class Agent {
       serially: change => this.serially(change),
       apply: change => this.apply(change),
       tellMail: () => this.#tellMail(),
+      mending: {
+        bridged: () => this.#pairing?.mending.bridged ?? new Set(),
+        certificatesFor: device => this.#pairing?.mending.certificatesFor(device),
+      },
       halt: (reason, hint) => this.halt(reason, hint),
       retryLinks: () => { for (const { link } of this.peers.all()) if (!link.connected) link.retry() },
       emit: event => { this.emit(event) },
@@ -174,6 +181,7 @@ export class Agent {
 
   get name (): string { return this.#settings.name }
   get couch (): CouchHost { return this.#couch }
+  get allowRouted (): boolean { return this.#options.allowRouted ?? false }
   get pairing (): Pairing { return this.#pairing }
   /** Where the bridge is, and its login for any database of any peer. */
   get bridgeLogin (): { url: string, username: string, token: string } { return { url: this.#bridge.url, username: BRIDGE_USER, token: this.#settings.bridgeToken } }
@@ -209,7 +217,7 @@ export class Agent {
       couch: { url: this.#couch.url, kind: this.#couch.kind },
       server: { pid: this.#server.pid ?? null, confined: null },
       stopped: this.#halted ?? null,
-      notices: this.life.notices,
+      notices: [...this.life.notices, ...this.#pairing.mending.notices],
       peers: this.peers.all().map(peer => ({ ...peer.status(), files: { missing: this.#following.missing(peer.received()) } })),
     }
   }
@@ -236,7 +244,7 @@ export class Agent {
       cut = await toServer()
     }
     await this.peers.reconcile()
-    this.#discovery?.setKnown(this.peers.devices)
+    this.lookForKnown()
     this.#following.retry()
     return cut
   }
@@ -266,6 +274,11 @@ export class Agent {
     const windows = await this.#discovery?.browsePairing() ?? []
     if (new Set(windows.map(({ name }) => name)).size > 1) throw new PatchcordError('usage', 'several devices are open for pairing just now', { hint: 'use the link that yours shows, or say where it is with --at' })
     return windows.map(({ address }) => address)
+  }
+
+  /** Tells discovery whom to look for: who is known, and who may be. */
+  lookForKnown (): void {
+    this.#discovery?.setKnown([...new Set([...this.peers.devices, ...this.#pairing?.mending.wanted ?? []])])
   }
 
   /** Announces a pairing window under a random name until the returned function is called. */
@@ -316,6 +329,8 @@ export class Agent {
     if (this.#options.discovery !== false) await this.#discover()
     this.#pairing = await Pairing.open(this)
     this.#resources.add(() => this.#pairing.stop())
+    await this.#pairing.mending.start()
+    this.lookForKnown()
     this.#bridge = await patiently(patience, () => startBridge({
       port: this.#settings.bridgePort ?? 0, logger, clock,
       tokens: [{ token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' }],
@@ -336,7 +351,10 @@ export class Agent {
     const { clock, logger } = this
     this.#discovery = await startDiscovery({
       device: this.keystore.identity.device, port: this.#server.addresses[0]?.port ?? 0, clock, logger,
-      onCandidates: (device, addresses) => { this.peers.found(device, addresses) },
+      onCandidates: (device, addresses) => {
+        this.peers.found(device, addresses)
+        this.#pairing?.mending.found(device, addresses)
+      },
       onInterfaces: links => {
         // A peer may have been heard while nothing could be sent to it yet.
         this.peers.linksAre(new Set(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name }) => name)))
@@ -344,7 +362,7 @@ export class Agent {
       },
     })
     this.#resources.add(() => this.#discovery?.stop())
-    this.#discovery.setKnown(this.peers.devices)
+    this.lookForKnown()
   }
 
   async #startFollowing (): Promise<void> {
