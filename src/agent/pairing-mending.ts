@@ -12,7 +12,7 @@ import { parseTrustMail } from './trust-mail.js'
 import type { UnconfirmedPairs } from './unconfirmed.js'
 
 /** Between two attempts at a pending pair, and between two looks at what is unconfirmed. */
-const RETRY_MS = 5_000
+const RETRY_MS = 2_000
 const ANSWER_MS = 10_000
 const MOST_ANSWER_BYTES = 64 * 1024 + 1
 
