@@ -143,6 +143,7 @@ export class Agent {
       tellMail: () => this.#tellMail(),
       mending: {
         bridged: () => this.#pairing?.mending.bridged ?? new Set(),
+        suspended: () => this.#pairing?.mending.suspended ?? new Set(),
         certificatesFor: device => this.#pairing?.mending.certificatesFor(device),
       },
       halt: (reason, hint) => this.halt(reason, hint),

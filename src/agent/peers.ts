@@ -84,9 +84,11 @@ export class Peers {
     }
   }
 
-  /** Every device, those with a live link first. */
+  /** Every device, those with a live link first. One that was forgotten a moment ago is none, though its link still
+   * ends. */
   all (): Peer[] {
-    return [...this.#peers.values()].toSorted((a, b) => Number(b.link.connected) - Number(a.link.connected))
+    const { book } = this.#options
+    return [...this.#peers.values()].filter(({ device }) => book.known.has(device)).toSorted((a, b) => Number(b.link.connected) - Number(a.link.connected))
   }
 
   async stop (): Promise<void> {
