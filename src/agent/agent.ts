@@ -22,6 +22,7 @@ import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
+import { Conflicts } from './conflicts.js'
 import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge } from '../sync/bridge.js'
@@ -82,6 +83,7 @@ export class Agent {
   readonly peers: Peers
   readonly sources: FileSources
   readonly downloads: Downloads
+  readonly conflicts = new Conflicts((database, conflicts) => { this.emit({ event: 'conflicts', database, conflicts }) })
   /** Imports under way: what they added may not be recorded yet. */
   importing = 0
   readonly #options: AgentOptions
@@ -117,6 +119,7 @@ export class Agent {
     const couch = (): CouchHost => this.#couch
     this.peers = new Peers({
       book, clock, logger,
+      conflicts: database => this.conflicts.count(database),
       isRevoked: device => this.#revoked.has(device),
       isOver: known => cas.isOver(known.user),
       credentials: async known => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca: known.ca, revoked: this.#revoked }),
@@ -379,7 +382,7 @@ export class Agent {
     const couch = new CouchClient(this.#couch.url, this.#couch.loginOf(this.#accounts.owner), Infinity)
     this.#resources.add(() => { couch.close() })
     this.#following = new Following({
-      store: this.store, peers: this.peers, downloads: this.downloads, couch, clock: this.clock, logger: this.logger,
+      store: this.store, peers: this.peers, downloads: this.downloads, couch, conflicts: this.conflicts, clock: this.clock, logger: this.logger,
       policies: await FollowPolicies.open(this.home.root),
       isShared: database => [...this.book.known.values()].some(known => known.relation === 'peer' && Object.hasOwn(this.book.grantOf(known).databases, database)),
       emit: event => { this.emit(event) },

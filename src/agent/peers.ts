@@ -4,7 +4,7 @@ import type { Clock, Timer } from '../core/clock.js'
 import { messageOf } from '../core/errors.js'
 import type { DatabaseName, DeviceId, UserId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
-import type { PeerStatus } from '../control/operations.js'
+import type { DatabaseStatus, PeerStatus } from '../control/operations.js'
 import type { PeerCredentials } from '../sync/peer-agent.js'
 import { PeerLink } from '../sync/peer-link.js'
 import type { MailOrigin } from '../sync/restricted-mail.js'
@@ -25,6 +25,8 @@ export interface PeersOptions {
   readonly createDatabase: (name: DatabaseName) => Promise<void>
   readonly clock: Clock
   readonly logger: Logger
+  /** Documents of a local database that are in conflict. */
+  readonly conflicts: (database: DatabaseName) => number
   readonly emit: (event: object) => void
   /** Called with every mail, for what it says about trust; `user` is the CA that the link was proved by. */
   readonly onTrustMail: (device: DeviceId, mail: unknown, origin: MailOrigin, user: UserId) => void
@@ -113,6 +115,8 @@ export class Peer {
   /** How long the next failure of a pull waits (ms). */
   readonly #delays = new Map<string, number>()
   readonly #starting = new Set<DatabaseName>()
+  /** Why the last pull of a database ended, until the next one moves. */
+  readonly #problems = new Map<string, string>()
   #candidates: readonly Address[] = []
   #mail: PeerMail = NO_MAIL
   #isStopped = false
@@ -185,9 +189,37 @@ export class Peer {
       address: address === undefined ? null : formatAddress(address),
       since: since === undefined ? null : new Date(since).toISOString(),
       problem: problem ?? null,
-      databases: [...this.#pulls.values()].map(pull => ({ name: pull.target.database, remote: pull.source.database, direction: 'pull' as const, lag: pull.lag ?? null, state: pull.problem === undefined ? pull.state : `${pull.state}: ${pull.problem}` })),
+      databases: this.#expected().map(one => this.#databaseStatus(one)),
       files: { missing: 0 },
     }
+  }
+
+  /** What is received from it, and what was accepted and is not: then its status says why. */
+  #expected (): Wanted[] {
+    const wanted = this.#wanted()
+    const accepted = this.#options.book.accepted.filter(({ peer, database }) => peer === this.device && !wanted.some(one => one.database === database))
+    return [...wanted, ...accepted]
+  }
+
+  #databaseStatus ({ database, as }: Wanted): DatabaseStatus {
+    const pull = this.#pulls.get(database)
+    const rate = pull?.rate ?? 0
+    const lag = pull?.lag ?? null
+    return {
+      name: as, remote: database, direction: 'pull', connected: pull !== undefined, lag, rate,
+      secondsLeft: lag !== null && lag > 0 && rate > 0 ? Math.ceil(lag / rate) : null,
+      conflicts: this.#options.conflicts(as),
+      state: this.#stateOf(database),
+    }
+  }
+
+  #stateOf (database: DatabaseName): string {
+    if (!this.link.connected) return 'not connected'
+    if (!this.#wanted().some(one => one.database === database)) return 'not offered any more'
+    const pull = this.#pulls.get(database)
+    const problem = pull?.problem ?? this.#problems.get(database)
+    if (problem !== undefined) return `failed: ${problem}`
+    return pull?.state ?? 'starting'
   }
 
   /** Those remembered first, since they are no stranger's word. */
@@ -220,7 +252,7 @@ export class Peer {
   }
 
   async #begin ({ database, as }: Wanted): Promise<void> {
-    const { couch, syncLogin, createDatabase, logger, emit } = this.#options
+    const { couch, syncLogin, createDatabase, clock, logger } = this.#options
     this.#starting.add(database)
     try {
       await createDatabase(as)
@@ -228,20 +260,34 @@ export class Peer {
       const pull = new Pull({
         source: { device: this.device, database, agent: this.link.agent },
         target: { url: couch.url, database: as, agent: couch.agent, ...syncLogin(this.#known()) },
-        logger,
-        onChange: () => { emit({ event: 'replication', device: this.device, database: as, state: pull.state, lag: pull.lag ?? null }) },
+        clock, logger,
+        onChange: () => {
+          if (pull.state === 'in sync' || pull.state === 'active') this.#problems.delete(database)
+          this.#tell({ database, as })
+        },
         onEnd: () => {
-          if (pull.state === 'failed') logger.warn({ device: this.device, database, reason: pull.problem }, 'a pull failed')
+          if (pull.problem !== undefined) this.#failed(database, pull.problem)
           this.#retry(database)
         },
       })
       this.#pulls.set(database, pull)
     } catch (error) {
-      logger.warn({ device: this.device, database, reason: messageOf(error) }, 'a pull did not start')
+      this.#failed(database, messageOf(error))
+      this.#tell({ database, as })
       this.#retry(database)
     } finally {
       this.#starting.delete(database)
     }
+  }
+
+  #failed (database: DatabaseName, reason: string): void {
+    this.#problems.set(database, reason)
+    this.#options.logger.warn({ device: this.device, database, reason }, 'a pull failed')
+  }
+
+  #tell (one: Wanted): void {
+    const { name, remote, ...figures } = this.#databaseStatus(one)
+    this.#options.emit({ event: 'replication', device: this.device, database: name, remote, ...figures })
   }
 
   #retry (database: string): void {
@@ -292,8 +338,11 @@ export class Peer {
       this.#options.emit({ event: 'connected', device: this.device, address: address === undefined ? null : formatAddress(address) })
       return
     }
+    this.#problems.clear()
     this.#options.emit({ event: 'disconnected', device: this.device, reason: problem ?? null })
     for (const database of [...this.#retries.keys()]) this.#dropRetry(database)
     for (const database of [...this.#pulls.keys()]) this.#end(database)
+    // Of a device that is forgotten nothing is expected.
+    if (!this.#isStopped) for (const one of this.#expected()) this.#tell(one)
   }
 }

@@ -6,7 +6,7 @@ import type { Agent } from './agent.js'
 import { readArguments, text } from './arguments.js'
 
 /** Databases: this device's own, and what is shared with whom. */
-export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' | 'bridge' | 'db-create' | 'db-ls' | 'share' | 'unshare' | 'shares' | 'accept'> {
+export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' | 'bridge' | 'db-create' | 'db-ls' | 'conflicts' | 'share' | 'unshare' | 'shares' | 'accept'> {
   const { book } = agent
   return {
     couch: async () => ({ url: agent.couch.url, ...agent.programLogin }),
@@ -21,6 +21,18 @@ export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' |
     },
 
     'db-ls': async () => ({ databases: await agent.couch.databases() }),
+
+    conflicts: async (args, emit, signal) => {
+      const name = parseDatabaseName(readArguments(v.strictObject({ database: text }), args).database)
+      if (!agent.databases.includes(name)) throw new PatchcordError('not-found', `there is no database ${name} here`, { hint: '`patchcord db ls` lists them' })
+      let conflicts = 0
+      for await (const conflict of agent.conflicts.list(agent.couch.client, name)) {
+        signal.throwIfAborted()
+        emit({ event: 'conflict', ...conflict, others: [...conflict.others] })
+        conflicts += 1
+      }
+      return { database: name, conflicts }
+    },
 
     share: async args => {
       const { database, with: whom, write = false } = readArguments(v.strictObject({ database: text, with: text, write: v.exactOptional(v.boolean()) }), args)

@@ -130,6 +130,8 @@ function describeProgram ({ io, version, startService }: Cli): Command {
   const db = command(program, 'db', 'the databases of this device', 'patchcord db create notes')
   command(db, 'create <name>', 'make a database', 'patchcord db create notes', sharing.dbCreate)
   command(db, 'ls', 'list them', 'patchcord db ls', sharing.dbLs)
+  command(program, 'conflicts <database>', 'the documents that two devices changed while they were apart', 'patchcord conflicts notes', sharing.conflicts)
+
   command(program, 'share <database>', 'offer a database, and the files recorded for it, to a device', 'patchcord share notes --with friend\npatchcord share notes --with friend --write', sharing.share)
     .requiredOption('--with <device>', 'a device by name or ID, or all listed devices of a user ID')
     .option('--write', 'it may also add, replace and delete, and override history')

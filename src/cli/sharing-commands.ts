@@ -25,6 +25,17 @@ export async function dbLs ({ client, output }: Context): Promise<void> {
   for (const name of databases) output.raw(`${name}\n`)
 }
 
+export async function conflicts ({ client, output, signal }: Context, database: string): Promise<void> {
+  const done = await client.call('conflicts', { database }, conflict => {
+    output.object(conflict)
+    // Others choose the IDs: what a terminal would obey is escaped.
+    output.raw(`${JSON.stringify(conflict.id)}  ${conflict.winner}  also ${conflict.others.join(', ')}\n`)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  if (done.conflicts === 0) output.line(`no document of ${database} is in conflict`)
+  else output.line(`${done.conflicts} document${done.conflicts === 1 ? '' : 's'} of ${database} in conflict: keep what you want in the winner, and delete the other revisions`)
+}
+
 export async function share ({ client, output }: Context, database: string, { with: whom, write = false }: { with: string, write?: boolean }): Promise<void> {
   const result = await client.call('share', { database, with: whom, write })
   output.object(result)

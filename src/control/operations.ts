@@ -11,6 +11,7 @@ export interface Operations {
   couch: { args: object, result: { url: string, username: string, password: string } }
   bridge: { args: object, result: { url: string, username: string, token: string } }
   'db-create': { args: { name: string }, result: { name: string } }
+  conflicts: { args: { database: string }, event: ConflictEvent, result: { database: string, conflicts: number } }
   'db-ls': { args: object, result: { databases: string[] } }
   'device-request': { args: object, result: { request: string } }
   'device-issue': { args: { request: string, name?: string }, result: { device: string, certificates: string } }
@@ -94,9 +95,31 @@ export interface PeerStatus {
   since: string | null
   /** Why it is not connected, in words. */
   problem: string | null
-  databases: Array<{ name: string, remote: string, direction: 'pull', lag: number | null, state: string }>
+  databases: DatabaseStatus[]
   files: { missing: number }
 }
+
+/** One database that is received from a peer. */
+export interface DatabaseStatus {
+  /** What it is called here, and there. */
+  name: string
+  remote: string
+  direction: 'pull'
+  /** Whether it is being received now; `state` says why not. */
+  connected: boolean
+  /** Changes still to come, where that is known. */
+  lag: number | null
+  /** Changes a second over the last seconds, and the seconds that the rest takes at that rate; null while nothing moves. */
+  rate: number
+  secondsLeft: number | null
+  /** Documents in conflict here (`patchcord conflicts`). */
+  conflicts: number
+  /** `starting`, `active`, `in sync`, `not connected`, `not offered any more`, or `failed: …`, `paused: …` with the reason. */
+  state: string
+}
+
+/** A document with revisions that nobody has chosen between. */
+export interface ConflictEvent { event: 'conflict', id: string, winner: string, others: string[] }
 
 export interface DeviceInfo {
   device: string | null

@@ -1,15 +1,18 @@
 import type { Agent } from 'node:http'
+import type { Clock } from '../core/clock.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { messageOf } from '../core/errors.js'
 import type { Logger } from '../core/log.js'
 import { guardTarget } from './guarded-target.js'
 import { peerHost } from './peer-agent.js'
 import { openHttpDatabase, replicate, type PouchDatabase, type Replication } from './pouch.js'
+import { Rate } from './rate.js'
 
 export interface PullOptions {
   readonly source: { readonly device: DeviceId, readonly database: DatabaseName, readonly agent: Agent }
   /** The local CouchDB, with credentials that may write this one database. */
   readonly target: { readonly url: string, readonly database: DatabaseName, readonly agent: Agent, readonly username: string, readonly password: string }
+  readonly clock: Clock
   readonly logger: Logger
   /** Called whenever `state` or `lag` changed. */
   readonly onChange?: () => void
@@ -30,6 +33,8 @@ export class Pull {
   #state: PullState = 'starting'
   #lag: number | undefined
   #problem: string | undefined
+  #written = 0
+  readonly #rate: Rate
   readonly #options: PullOptions
   readonly #databases: PouchDatabase[]
   readonly #replication: Replication
@@ -38,6 +43,7 @@ export class Pull {
     this.source = options.source
     this.target = options.target
     this.#options = options
+    this.#rate = new Rate(options.clock)
     const { source, target, logger } = options
     // Both are named without address or port, so that checkpoints outlive a new one.
     const remote = openHttpDatabase(`${source.device}-${source.database}`, `http://${peerHost(source.device)}/couch/${encodeURIComponent(source.database)}`, { agent: source.agent })
@@ -48,7 +54,11 @@ export class Pull {
     this.#replication = replicate(remote, local, { live: true, batch_size: BATCH, heartbeat: HEARTBEAT_MS })
     this.#replication.on('active', () => { this.#become('active') })
     this.#replication.on('paused', (error?: unknown) => { if (error === undefined || error === null) this.#become('in sync', 0) })
-    this.#replication.on('change', (info: { pending?: number }) => { this.#become('active', info.pending) })
+    this.#replication.on('change', (info: { pending?: number, docs_written: number }) => {
+      this.#rate.add(info.docs_written - this.#written)
+      this.#written = info.docs_written
+      this.#become('active', info.pending)
+    })
     this.#replication.on('denied', (error: unknown) => { logger.warn({ database: target.database, reason: messageOf(error) }, 'a document was refused by the local database') })
     this.#replication.on('error', (error: unknown) => { this.#fail(error) })
     this.#replication.on('complete', (result: { errors?: unknown[] }) => { if (this.#state !== 'stopped') this.#fail(result.errors?.[0] ?? new Error('the feed ended')) })
@@ -57,6 +67,8 @@ export class Pull {
   get state (): PullState { return this.#state }
   /** Changes that are still to come, where the source tells. */
   get lag (): number | undefined { return this.#lag }
+  /** Documents a second over the last seconds. */
+  get rate (): number { return this.#rate.perSecond }
   get problem (): string | undefined { return this.#problem }
 
   async stop (): Promise<void> {
