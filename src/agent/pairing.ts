@@ -80,7 +80,7 @@ export class Pairing {
       const { pair, confirmed } = await window.done
       if (pair !== undefined) await agent.serially(() => confirmed ? this.mending.confirmed(pair.other.device) : this.mending.lost(pair.other.device))
       if (pair === undefined) throw new PatchcordError('not-paired', 'the pairing window ended without a pair')
-      return this.#paired(pair)
+      return this.#paired(pair, confirmed || !this.mending.isUnconfirmed(pair.other.device))
     } finally {
       silence()
       signal.removeEventListener('abort', close)
@@ -182,7 +182,7 @@ export class Pairing {
     // Whose requests came along is the one that joins, and becomes ours.
     if (other.requests.length > 0) {
       if (!hasCaKey) return 'this device does not hold the user CA: open the window on the one that does'
-      return known?.relation === 'peer' ? `it is known as ${cut(known.name)}, somebody else's device: revoke it first` : undefined
+      return known?.relation === 'peer' ? `it is known as ${cut(known.name)}, somebody else's device: revoke it here, and give it a fresh key there (patchcord identity renew-key)` : undefined
     }
     if (other.user === user || replaceUser || book.known.size === 0) return undefined
     return `this device knows ${book.known.size} other${book.known.size === 1 ? '' : 's'} (${[...book.known.values()].map(({ name }) => cut(name)).join(', ')}), whose trust would be lost: say --replace-user`
@@ -235,9 +235,9 @@ export class Pairing {
     }
   }
 
-  #paired ({ relation, other }: Pair): Paired {
+  #paired ({ relation, other }: Pair, confirmed = true): Paired {
     const known = this.#agent.book.known.get(other.device)
-    return { device: other.device, user: known?.user ?? other.user, name: known?.name ?? other.name, relation }
+    return { device: other.device, user: known?.user ?? other.user, name: known?.name ?? other.name, relation, confirmed }
   }
 }
 

@@ -33,6 +33,7 @@ export async function pair (context: Context, invitation: string | undefined, op
   }
   output.object({ event: 'paired', ...paired })
   output.line(paired.relation === 'own' ? `paired: "${paired.name}" and this device belong to the same person` : `paired: "${paired.name}" is trusted as somebody else's device`)
+  if (!paired.confirmed) output.line('it has not said yet that it has the pair, too: `patchcord devices` calls it unconfirmed until it does')
   if (paired.relation === 'peer') output.line(`next: patchcord share <database> --with "${paired.name}"`)
 }
 

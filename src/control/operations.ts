@@ -169,7 +169,14 @@ export type PairEvent =
   | { event: 'request', request: string, name: string, device: string, user: string, wants: 'own' | 'peer', offers: Record<string, 'read' | 'write'>, becomes: 'theirs' | 'ours' | null, loses: string[] }
   | { event: 'failed', error: string, hint: string, attemptsLeft: number }
 
-export interface Paired { device: string, user: string, name: string, relation: 'own' | 'peer' }
+export interface Paired {
+  device: string
+  user: string
+  name: string
+  relation: 'own' | 'peer'
+  /** Whether the other device is known to have the pair, too. */
+  confirmed: boolean
+}
 
 export interface OfferedShare {
   peer: string
