@@ -62,3 +62,14 @@ await t.test('what is taken back ends, and says so', async t => {
   await lab.until('the friend knowing', async () => (await received(friend, 'laptop', 'taken'))?.state === 'not offered any more')
   t.match(await received(friend, 'laptop', 'taken'), { connected: false })
 })
+
+await t.test('a connection that died while the machine slept is noticed when it wakes', async t => {
+  const seen: string[] = []
+  laptop.agent.events.on('event', event => { seen.push((event as { event: string }).event) })
+  for (const [near, far] of [[laptop, desktop], [desktop, laptop]] as const) (await far.relayFrom(near)).freeze()
+  lab.clock.sleep(3_600_000)
+  await lab.until('the laptop noticing', () => seen.includes('disconnected'))
+  for (const [near, far] of [[laptop, desktop], [desktop, laptop]] as const) (await far.relayFrom(near)).thaw()
+  await lab.connected(laptop, desktop)
+  t.ok(seen.includes('connected'))
+})

@@ -34,6 +34,7 @@ import { Pairing } from './pairing.js'
 import { FileSources } from './file-sources.js'
 import { FollowPolicies } from './follow-policies.js'
 import { Following } from './following.js'
+import { watchForGaps } from './gap-watch.js'
 import { Peers } from './peers.js'
 import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
@@ -315,6 +316,8 @@ export class Agent {
 
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
+    const gaps = watchForGaps(clock, () => { this.peers.woke() })
+    this.#resources.add(() => { gaps.cancel() })
     await this.peers.reconcile()
     if (this.#options.discovery !== false) await this.#discover()
     this.#pairing = await Pairing.open(this)
@@ -342,7 +345,7 @@ export class Agent {
       onCandidates: (device, addresses) => { this.peers.found(device, addresses) },
       onInterfaces: links => {
         // A peer may have been heard while nothing could be sent to it yet.
-        this.peers.linksAre(new Set(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name }) => name)))
+        this.peers.linksAre(new Map(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name, addresses }) => [name, addresses])))
         this.emit({ event: 'links', links })
       },
     })

@@ -76,13 +76,21 @@ export class Peers {
   /** Where discovery says that a device may be now. */
   found (device: DeviceId, addresses: readonly Address[]): void { this.#peers.get(device)?.found(addresses) }
 
-  /** Follows the interfaces of this machine: a connection over one that is gone is dropped instead of waiting
-   * for TCP to give up, and where one is ready every device that is not connected is tried again. */
-  linksAre (ready: ReadonlySet<string>): void {
+  /** Follows the interfaces of this machine and their link-local addresses: a connection from one that is gone is
+   * dropped instead of waiting for TCP to give up, and where one is ready every device that is not connected is
+   * tried again. */
+  linksAre (ready: ReadonlyMap<string, readonly string[]>): void {
     for (const { link } of this.#peers.values()) {
-      const zone = link.address?.zone
-      if (link.connected && zone !== undefined && !ready.has(zone)) link.drop()
-      else if (!link.connected && ready.size > 0) link.retry()
+      if (link.connected) link.ownAddresses(ready)
+      else if (ready.size > 0) link.retry()
+    }
+  }
+
+  /** The machine slept: connections may be dead, and devices that were tried in vain may be near. */
+  woke (): void {
+    for (const { link } of this.#peers.values()) {
+      if (link.connected) link.check()
+      else link.retry()
     }
   }
 
@@ -220,11 +228,11 @@ export class Peer {
     return pull?.state ?? 'starting'
   }
 
-  /** Those remembered first, since they are no stranger's word. */
+  /** Those heard of now first: what is remembered may be long gone. Who floods the link with hints takes none of
+   * their turns away, since all are raced. */
   #addresses (): Address[] {
-    const remembered = this.#options.book.addressesOf(this.device)
-    const texts = new Set(remembered.map(formatAddress))
-    return [...remembered, ...this.#candidates.filter(address => !texts.has(formatAddress(address)))]
+    const texts = new Set(this.#candidates.map(formatAddress))
+    return [...this.#candidates, ...this.#options.book.addressesOf(this.device).filter(address => !texts.has(formatAddress(address)))]
   }
 
   #known (): KnownDevice {
