@@ -247,7 +247,7 @@ await t.test('what a pull writes was asked for: a hostile database gets nothing 
   const pull = new Pull({
     source: { device: peer.device, database: 'theirs' as DatabaseName, agent: source },
     target: { url: embedded.url, database: 'mine' as DatabaseName, agent: targetAgent, username: 'sync', password: 'pw' },
-    clock: systemClock, logger: silentLogger(),
+    checkRoom: async () => undefined, clock: systemClock, logger: silentLogger(),
   })
   t.teardown(async () => {
     await pull.stop()
