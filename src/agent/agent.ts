@@ -132,7 +132,10 @@ export class Agent {
       createDatabase: name => this.createDatabase(name),
       emit: event => {
         this.emit(event)
-        if ((event as { event?: unknown }).event === 'connected') this.#following?.retry()
+        const { event: what, device } = event as { event?: unknown, device?: DeviceId }
+        if (what !== 'connected' || device === undefined) return
+        this.#following?.retry()
+        this.#pairing?.mending.reached(device)
       },
       onMail: (device, mail) => {
         this.#offers.mailCame(device, mail).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'offers in the mail of a device were not taken in') })
@@ -152,6 +155,10 @@ export class Agent {
       serially: change => this.serially(change),
       apply: change => this.apply(change),
       tellMail: () => this.#tellMail(),
+      mending: {
+        bridged: () => this.#pairing?.mending.bridged ?? new Set(),
+        certificatesFor: device => this.#pairing?.mending.certificatesFor(device),
+      },
       halt: (reason, hint) => this.halt(reason, hint),
       retryLinks: () => { for (const { link } of this.peers.all()) if (!link.connected) link.retry() },
       emit: event => { this.emit(event) },
@@ -190,6 +197,7 @@ export class Agent {
   /** Bytes that stay free on the disk whatever is received. */
   get keepFree (): number { return this.#settings.keepFree ?? KEEP_FREE_BYTES }
   get couch (): CouchHost { return this.#couch }
+  get allowRouted (): boolean { return this.#options.allowRouted ?? false }
   get pairing (): Pairing { return this.#pairing }
   /** Where the bridge is, and its login for any database of any peer. */
   get bridgeLogin (): { url: string, username: string, token: string } { return { url: this.#bridge.url, username: BRIDGE_USER, token: this.#settings.bridgeToken } }
@@ -241,7 +249,7 @@ export class Agent {
       couch: { url: this.#couch.url, kind: this.#couch.kind },
       server: { pid: this.#server.pid ?? null, confined: null },
       stopped: this.#halted ?? null,
-      notices: this.life.notices,
+      notices: [...this.life.notices, ...this.#pairing.mending.notices],
       peers: this.peers.all().map(peer => ({ ...peer.status(), files: { missing: this.#following.missing(peer.received()) } })),
     }
   }
@@ -268,7 +276,7 @@ export class Agent {
       cut = await toServer()
     }
     await this.peers.reconcile()
-    this.#discovery?.setKnown(this.peers.devices)
+    this.lookForKnown()
     this.#following.retry()
     return cut
   }
@@ -298,6 +306,11 @@ export class Agent {
     const windows = await this.#discovery?.browsePairing() ?? []
     if (new Set(windows.map(({ name }) => name)).size > 1) throw new PatchcordError('usage', 'several devices are open for pairing just now', { hint: 'use the link that yours shows, or say where it is with --at' })
     return windows.map(({ address }) => address)
+  }
+
+  /** Tells discovery whom to look for: who is known, and who may be. */
+  lookForKnown (): void {
+    this.#discovery?.setKnown([...new Set([...this.peers.devices, ...this.#pairing?.mending.wanted ?? []])])
   }
 
   /** Announces a pairing window under a random name until the returned function is called. */
@@ -335,12 +348,20 @@ export class Agent {
     this.#databases = await this.#couch.databases()
 
     this.#offers = await Offers.open(this)
-    const port = await this.#choosePort()
+    let port = await this.#choosePort()
     const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
-    if (!isHalted) this.#server = await patiently(patience, () => inProcess ? hostInProcess(options) : hostChild(options))
+    const host = (): Promise<ServerHost> => inProcess ? hostInProcess(options) : hostChild(options)
+    if (!isHalted) {
+      this.#server = await patiently(patience, host).catch(async (error: unknown) => {
+        // Another device of this machine, started at the same time, may have been quicker.
+        if (!isPortInUse(error) || this.#options.listen !== undefined || this.#settings.port !== undefined) throw error
+        port = 0
+        return await host()
+      })
+    }
     this.#resources.add(() => this.#server.stop())
-    if (!isHalted && this.#options.listen === undefined) await this.#keep({ port })
+    if (!isHalted && this.#options.listen === undefined) await this.#keep({ port: this.#server.addresses[0]!.port })
 
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
@@ -350,6 +371,8 @@ export class Agent {
     if (this.#options.discovery !== false) await this.#discover()
     this.#pairing = await Pairing.open(this)
     this.#resources.add(() => this.#pairing.stop())
+    await this.#pairing.mending.start()
+    this.lookForKnown()
     this.#bridge = await patiently(patience, () => startBridge({
       port: this.#settings.bridgePort ?? 0, logger, clock,
       tokens: [{ token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' }],
@@ -370,7 +393,10 @@ export class Agent {
     const { clock, logger } = this
     this.#discovery = await startDiscovery({
       device: this.keystore.identity.device, port: this.#server.addresses[0]?.port ?? 0, clock, logger,
-      onCandidates: (device, addresses) => { this.peers.found(device, addresses) },
+      onCandidates: (device, addresses) => {
+        this.peers.found(device, addresses)
+        this.#pairing?.mending.found(device, addresses)
+      },
       onInterfaces: links => {
         // A peer may have been heard while nothing could be sent to it yet.
         this.peers.linksAre(new Map(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name, addresses }) => [name, addresses])))
@@ -378,7 +404,7 @@ export class Agent {
       },
     })
     this.#resources.add(() => this.#discovery?.stop())
-    this.#discovery.setKnown(this.peers.devices)
+    this.lookForKnown()
   }
 
   async #startFollowing (): Promise<void> {
@@ -477,6 +503,8 @@ async function firstSettings ({ home, name }: AgentOptions): Promise<Settings> {
 /** The longest wait for what a killed `up` left behind. */
 const PATIENCE_MS = 10_000
 
+const isPortInUse = (error: unknown): boolean => error instanceof PatchcordError && error.code === 'port-in-use'
+
 /** Tries again while a port is still in use: the children of a killed agent end by themselves, in a moment. */
 async function patiently<Result> (patience: number, start: () => Promise<Result>): Promise<Result> {
   const deadline = performance.now() + patience
@@ -484,7 +512,7 @@ async function patiently<Result> (patience: number, start: () => Promise<Result>
     try {
       return await start()
     } catch (error) {
-      if (!(error instanceof PatchcordError) || error.code !== 'port-in-use' || performance.now() >= deadline) throw error
+      if (!isPortInUse(error) || performance.now() >= deadline) throw error
       await sleep(250)
     }
   }

@@ -59,7 +59,7 @@ const NO_OVERLAY: Overlay = { isOver: () => false, heir: ca => ca, bridged: new 
 export const BRIDGE_GRANT = 'bridge'
 
 /** The most addresses remembered for one device; the oldest goes first. */
-const MOST_ADDRESSES = 8
+export const MOST_ADDRESSES = 8
 
 /** Whom this device trusts and with what, in memory and on disk. Every change is on disk before it counts;
  * one that cannot be written changes nothing. */

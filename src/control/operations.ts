@@ -133,7 +133,8 @@ export interface DeviceInfo {
   grant: { databases: Record<string, 'read' | 'write'>, files: 'all' | 'referenced' }
   addresses: string[]
   certificate: { notBefore: string, notAfter: string } | null
-  state: 'trusted' | 'revoked' | 'this device'
+  /** `unconfirmed`: written down here, and the other device has not said yet that it has the pair, too. */
+  state: 'trusted' | 'unconfirmed' | 'revoked' | 'this device'
   revoked: boolean
 }
 
