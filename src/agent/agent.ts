@@ -34,8 +34,10 @@ import { Pairing } from './pairing.js'
 import { FileSources } from './file-sources.js'
 import { FollowPolicies } from './follow-policies.js'
 import { Following } from './following.js'
+import { watchForGaps } from './gap-watch.js'
 import { Peers } from './peers.js'
 import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
+import { KEEP_FREE_BYTES, PEER_QUOTA_BYTES, Room } from './room.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
 import { TrustBook } from './trust-book.js'
 import { TrustLife } from './trust-life.js'
@@ -81,6 +83,7 @@ export class Agent {
   readonly life: TrustLife
   readonly store: FileStore
   readonly peers: Peers
+  readonly room: Room
   readonly sources: FileSources
   readonly downloads: Downloads
   readonly conflicts = new Conflicts((database, conflicts) => { this.emit({ event: 'conflicts', database, conflicts }) })
@@ -120,6 +123,7 @@ export class Agent {
     this.peers = new Peers({
       book, clock, logger,
       conflicts: database => this.conflicts.count(database),
+      checkRoom: (device, bytes) => this.room.check(device, bytes),
       isRevoked: device => this.#revoked.has(device),
       isOver: known => cas.isOver(known.user),
       credentials: async known => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca: known.ca, revoked: this.#revoked }),
@@ -137,6 +141,13 @@ export class Agent {
         this.#offers.mailCame(device, mail).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'offers in the mail of a device were not taken in') })
       },
       onTrustMail: (device, mail, origin, user) => { this.life.received(device, mail, origin, user) },
+    })
+    this.room = new Room({
+      folder: this.home.root,
+      couch: () => this.#couch.client,
+      keepFree: () => this.keepFree,
+      quota: device => this.quotaOf(device),
+      received: device => this.peers.peer(device)?.received() ?? [],
     })
     this.life = new TrustLife({
       keystore, book, cas, clock, logger,
@@ -184,6 +195,8 @@ export class Agent {
   }
 
   get name (): string { return this.#settings.name }
+  /** Bytes that stay free on the disk whatever is received. */
+  get keepFree (): number { return this.#settings.keepFree ?? KEEP_FREE_BYTES }
   get couch (): CouchHost { return this.#couch }
   get allowRouted (): boolean { return this.#options.allowRouted ?? false }
   get pairing (): Pairing { return this.#pairing }
@@ -205,6 +218,22 @@ export class Agent {
 
   get listen (): ListenInfo[] {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
+  }
+
+  /** What the databases received from a device may fill (bytes), or undefined where it has no quota. */
+  quotaOf (device: DeviceId): number | undefined {
+    const chosen = this.#settings.quotas?.[device]
+    if (chosen !== undefined) return chosen ?? undefined
+    return this.book.known.get(device)?.relation === 'own' ? undefined : PEER_QUOTA_BYTES
+  }
+
+  /** Keeps what stays free, and the quota of a device (null for none); what waits for room looks again. */
+  async setRoom ({ keepFree, device, quota }: { keepFree?: number | undefined, device?: DeviceId | undefined, quota?: number | null | undefined }): Promise<void> {
+    await this.#keep({
+      ...keepFree === undefined ? {} : { keepFree },
+      ...device === undefined || quota === undefined ? {} : { quotas: { ...this.#settings.quotas, [device]: quota } },
+    })
+    for (const peer of this.peers.all()) peer.retryReceiving()
   }
 
   emit (event: object): void {
@@ -337,6 +366,8 @@ export class Agent {
 
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
+    const gaps = watchForGaps(clock, () => { this.peers.woke() })
+    this.#resources.add(() => { gaps.cancel() })
     await this.peers.reconcile()
     if (this.#options.discovery !== false) await this.#discover()
     this.#pairing = await Pairing.open(this)
@@ -369,7 +400,7 @@ export class Agent {
       },
       onInterfaces: links => {
         // A peer may have been heard while nothing could be sent to it yet.
-        this.peers.linksAre(new Set(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name }) => name)))
+        this.peers.linksAre(new Map(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name, addresses }) => [name, addresses])))
         this.emit({ event: 'links', links })
       },
     })

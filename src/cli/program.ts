@@ -132,6 +132,9 @@ function describeProgram ({ io, version, startService }: Cli): Command {
   command(db, 'ls', 'list them', 'patchcord db ls', sharing.dbLs)
   command(program, 'conflicts <database>', 'the documents that two devices changed while they were apart', 'patchcord conflicts notes', sharing.conflicts)
 
+  command(program, 'quota [device] [size]', 'what the databases received from a device may fill of this disk, and what stays free', 'patchcord quota friend 2GiB\npatchcord quota --keep-free 5GiB', sharing.quota)
+    .option('--keep-free <size>', 'what stays free on the disk, whoever sends (default: 512 MiB)')
+
   command(program, 'share <database>', 'offer a database, and the files recorded for it, to a device', 'patchcord share notes --with friend\npatchcord share notes --with friend --write', sharing.share)
     .requiredOption('--with <device>', 'a device by name or ID, or all listed devices of a user ID')
     .option('--write', 'it may also add, replace and delete, and override history')

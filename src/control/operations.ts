@@ -11,6 +11,7 @@ export interface Operations {
   couch: { args: object, result: { url: string, username: string, password: string } }
   bridge: { args: object, result: { url: string, username: string, token: string } }
   'db-create': { args: { name: string }, result: { name: string } }
+  quota: { args: { device?: string, bytes?: number | null, keepFree?: number }, result: QuotaResult }
   conflicts: { args: { database: string }, event: ConflictEvent, result: { database: string, conflicts: number } }
   'db-ls': { args: object, result: { databases: string[] } }
   'device-request': { args: object, result: { request: string } }
@@ -117,6 +118,9 @@ export interface DatabaseStatus {
   /** `starting`, `active`, `in sync`, `not connected`, `not offered any more`, or `failed: …`, `paused: …` with the reason. */
   state: string
 }
+
+/** Bytes: what stays free on the disk, and, where a device was named, what its databases fill and may fill. */
+export interface QuotaResult { keepFree: number, device: string | null, quota: number | null, used: number | null }
 
 /** A document with revisions that nobody has chosen between. */
 export interface ConflictEvent { event: 'conflict', id: string, winner: string, others: string[] }
