@@ -303,12 +303,20 @@ export class Agent {
     this.#databases = await this.#couch.databases()
 
     this.#offers = await Offers.open(this)
-    const port = await this.#choosePort()
+    let port = await this.#choosePort()
     const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
-    if (!isHalted) this.#server = await patiently(patience, () => inProcess ? hostInProcess(options) : hostChild(options))
+    const host = (): Promise<ServerHost> => inProcess ? hostInProcess(options) : hostChild(options)
+    if (!isHalted) {
+      this.#server = await patiently(patience, host).catch(async (error: unknown) => {
+        // Another device of this machine, started at the same time, may have been quicker.
+        if (!isPortInUse(error) || this.#options.listen !== undefined || this.#settings.port !== undefined) throw error
+        port = 0
+        return await host()
+      })
+    }
     this.#resources.add(() => this.#server.stop())
-    if (!isHalted && this.#options.listen === undefined) await this.#keep({ port })
+    if (!isHalted && this.#options.listen === undefined) await this.#keep({ port: this.#server.addresses[0]!.port })
 
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
@@ -443,6 +451,8 @@ async function firstSettings ({ home, name }: AgentOptions): Promise<Settings> {
 /** The longest wait for what a killed `up` left behind. */
 const PATIENCE_MS = 10_000
 
+const isPortInUse = (error: unknown): boolean => error instanceof PatchcordError && error.code === 'port-in-use'
+
 /** Tries again while a port is still in use: the children of a killed agent end by themselves, in a moment. */
 async function patiently<Result> (patience: number, start: () => Promise<Result>): Promise<Result> {
   const deadline = performance.now() + patience
@@ -450,7 +460,7 @@ async function patiently<Result> (patience: number, start: () => Promise<Result>
     try {
       return await start()
     } catch (error) {
-      if (!(error instanceof PatchcordError) || error.code !== 'port-in-use' || performance.now() >= deadline) throw error
+      if (!isPortInUse(error) || performance.now() >= deadline) throw error
       await sleep(250)
     }
   }
