@@ -381,7 +381,7 @@ export class Agent {
     }))
     this.#resources.add(() => this.#bridge.stop())
     await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
-    this.downloads.goOn(id => this.sources.later(id))
+    this.downloads.goOn(id => this.sources.later(id), (id, { givers }) => this.#following.fetched(id, givers))
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()
     this.#resources.add(() => control.close())

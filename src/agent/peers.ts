@@ -161,6 +161,9 @@ export class Peer {
   /** The local databases that are received from it now, or would be if it were connected. */
   received (): DatabaseName[] { return this.#wanted().map(({ as }) => as) }
 
+  /** The names that it has for the databases that are received from it into a local one. */
+  accounts (local: DatabaseName): DatabaseName[] { return this.#wanted().flatMap(({ database, as }) => as === local ? [database] : []) }
+
   /** Replaces what discovery knows of its addresses, and tries again where it is not connected. Where it is, the
    * device may have moved from under the connection: that is looked into, and nothing cut on a hint alone. */
   found (addresses: readonly Address[]): void {
