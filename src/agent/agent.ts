@@ -23,7 +23,10 @@ import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
 import { Conflicts } from './conflicts.js'
-import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
+import { CouchClient, readLogin, type CouchLogin } from './couch-client.js'
+import { hostEmbedded, type CouchHost } from './couch-host.js'
+import { useCouch } from './couch-own.js'
+import { readAdministrator } from './couch-setup.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
@@ -271,9 +274,9 @@ export class Agent {
       // Who is revoked is not let in again, so its last mail, which tells it, goes out before it is cut.
       await this.#tellMail()
       cut = await toServer()
-      await this.#couch.setAccounts(this.#accounts.all(this.book))
+      await this.#couch.setAccounts(this.#accounts.all(this.book, this.#revoked))
     } else {
-      await this.#couch.setAccounts(this.#accounts.all(this.book))
+      await this.#couch.setAccounts(this.#accounts.all(this.book, this.#revoked))
       cut = await toServer()
     }
     await this.peers.reconcile()
@@ -330,20 +333,23 @@ export class Agent {
 
   async #start (patience: number): Promise<void> {
     const { clock, logger } = this
-    const { couch, inProcess = false, home } = this.#options
+    const { inProcess = false, home } = this.#options
     await this.life.start()
     this.#resources.add(() => { this.life.stop() })
     this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
     const onDatabases = (names: DatabaseName[]): void => {
       this.#databasesAre(names).catch((error: unknown) => { logger.error({ reason: messageOf(error) }, 'the server was not told of a database') })
     }
-    if (couch === undefined) {
+    const own = await this.#ownCouch()
+    const accounts = this.#accounts.all(this.book, this.#revoked)
+    const { owner } = this.#accounts
+    if (own === undefined) {
       const port = this.#settings.couchPort ?? 0
-      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts: this.#accounts.all(this.book), owner: this.#accounts.owner, inProcess, logger, onDatabases }))
+      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts, owner, inProcess, logger, onDatabases }))
       // Checkpoints of the person's own programs depend on the URL.
       await this.#keep({ couchPort: Number(new URL(this.#couch.url).port) })
     } else {
-      this.#couch = await useCouch(couch.url, await readLogin(couch.credentialsFile), clock, logger, onDatabases)
+      this.#couch = await useCouch({ ...own, device: this.keystore.identity.device, accounts, owner, clock, logger, onDatabases })
     }
     this.#resources.add(() => this.#couch.stop())
     this.#databases = await this.#couch.databases()
@@ -388,6 +394,16 @@ export class Agent {
     this.life.wake()
     // Before the control socket: a `get` that ends because the service does stays on the list of downloads.
     this.#resources.add(() => this.downloads.stop())
+  }
+
+  /** The CouchDB to use in place of the embedded one: the one that was named, or the one that was set up, whose
+   * administrator goes before the login that was named with it. */
+  async #ownCouch (): Promise<{ url: string, login: CouchLogin } | undefined> {
+    const { couch } = this.#options
+    const setUp = await readAdministrator(this.home.root)
+    if (couch === undefined) return setUp === undefined ? undefined : { url: setUp.url, login: setUp }
+    const url = couch.url.replace(/\/$/, '')
+    return { url, login: setUp?.url === url ? setUp : await readLogin(couch.credentialsFile) }
   }
 
   async #discover (): Promise<void> {

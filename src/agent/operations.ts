@@ -1,6 +1,7 @@
 import type { OperationTable } from '../control/operations.js'
 import type { Agent } from './agent.js'
 import { caOperations } from './ca-operations.js'
+import { couchOperations } from './couch-operations.js'
 import { exportOperations } from './export-operations.js'
 import { fileOperations } from './file-operations.js'
 import { pairingOperations } from './pairing-operations.js'
@@ -22,6 +23,7 @@ export function operationsOf (agent: Agent): OperationTable {
     },
     ...trustOperations(agent),
     ...pairingOperations(agent),
+    ...couchOperations(agent),
     ...sharingOperations(agent),
     ...fileOperations(agent),
     ...caOperations(agent),

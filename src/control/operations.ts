@@ -9,6 +9,8 @@ export interface Operations {
   status: { args: object, result: Status }
   identity: { args: object, result: IdentityInfo & { bundle: string } }
   couch: { args: object, result: { url: string, username: string, password: string } }
+  'couch-setup': { args: { url?: string, login: { username: string, password: string } | { file: string }, closePublic?: boolean, allowExposed?: boolean }, result: CouchSetupResult }
+  'couch-undo': { args: object, result: CouchUndoResult }
   bridge: { args: object, result: { url: string, username: string, token: string } }
   'db-create': { args: { name: string }, result: { name: string } }
   quota: { args: { device?: string, bytes?: number | null, keepFree?: number }, result: QuotaResult }
@@ -79,6 +81,23 @@ export interface Status {
   notices: Notice[]
   peers: PeerStatus[]
 }
+
+export interface CouchSetupResult {
+  url: string
+  /** Of patchcord's own. */
+  administrator: string
+  /** What was not there before. */
+  created: string[]
+  /** Databases that everybody could use, and that only members can now. */
+  closed: string[]
+  /** Databases that everybody may still use who can log in, or not even that. */
+  public: string[]
+  warnings: string[]
+  /** The service has to be started anew to use it. */
+  restart: boolean
+}
+
+export interface CouchUndoResult { url: string, removed: string[] }
 
 export interface Notice {
   about: string
