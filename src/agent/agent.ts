@@ -11,13 +11,15 @@ import type { Home } from '../core/home.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { Resources } from '../core/lifecycle.js'
 import type { Limits } from '../core/limits.js'
-import type { Logger, LogLevel } from '../core/log.js'
+import { LogTail, type Logger, type LogLevel } from '../core/log.js'
 import type { ListenInfo, Status } from '../control/operations.js'
 import { checkSocketPath, ControlServer } from '../control/server.js'
 import { FileStore } from '../files/store.js'
+import { confinementOf } from '../machine/confinement.js'
 import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
+import type { ServerCounts } from '../server/counts.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
@@ -31,6 +33,7 @@ import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
 import { NO_MAIL, writeMail } from './mail.js'
+import { renderMetrics } from './metrics.js'
 import { Offers } from './offers.js'
 import { operationsOf } from './operations.js'
 import { Pairing } from './pairing.js'
@@ -63,6 +66,8 @@ export interface AgentOptions {
 
 export interface AgentCollaborators {
   readonly logger: Logger
+  /** Where the logger's lines, and the server's, are kept for `patchcord logs`; empty unless given. */
+  readonly log?: LogTail
   readonly clock?: Clock
 }
 
@@ -79,6 +84,7 @@ export class Agent {
   readonly home: Home
   readonly clock: Clock
   readonly logger: Logger
+  readonly log: LogTail
   readonly events = new EventEmitter()
   readonly keystore: Keystore
   readonly book: TrustBook
@@ -108,10 +114,11 @@ export class Agent {
   #revoked: ReadonlySet<DeviceId> = new Set()
   #halted: { readonly reason: string, readonly hint: string } | undefined
 
-  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
+  private constructor (options: AgentOptions, { logger, log = new LogTail(), clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
     this.home = options.home
     this.#options = options
     this.logger = logger
+    this.log = log
     this.clock = clock
     this.#resources = resources
     this.keystore = keystore
@@ -251,11 +258,20 @@ export class Agent {
       addresses: this.#server.addresses.flatMap(reachableAddresses).map(formatAddress),
       bridge: this.#bridge.url,
       couch: { url: this.#couch.url, kind: this.#couch.kind },
-      server: { pid: this.#server.pid ?? null, confined: null },
+      server: { pid: this.#server.pid ?? null, confined: confinementOf(this.#server.pid ?? 'self') },
       stopped: this.#halted ?? null,
       notices: [...this.life.notices, ...this.#pairing.mending.notices],
       peers: this.peers.all().map(peer => ({ ...peer.status(), files: { missing: this.#following.missing(peer.received()) } })),
     }
+  }
+
+  /** What the server counted since it started; undefined where none answers. */
+  serverCounts (): Promise<ServerCounts | undefined> { return this.#server.counts() }
+
+  /** The server's log is this service's. */
+  #serverSaid (line: string): void {
+    process.stderr.write(`${line}\n`)
+    this.log.add(line)
   }
 
   /** Runs changes of trust one after the other, each with the book as the one before left it. */
@@ -356,7 +372,7 @@ export class Agent {
 
     this.#offers = await Offers.open(this)
     let port = await this.#choosePort()
-    const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
+    const options = { folders: { data: home.files, folder: home.root }, env: () => this.#env(port), logger, clock, onLogLine: (line: string) => { this.#serverSaid(line) }, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
     const host = (): Promise<ServerHost> => inProcess ? hostInProcess(options) : hostChild(options)
     if (!isHalted) {
@@ -388,7 +404,7 @@ export class Agent {
     this.#resources.add(() => this.#bridge.stop())
     await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     this.downloads.goOn(id => this.sources.later(id), (id, { givers }) => this.#following.fetched(id, givers))
-    const control = new ControlServer(home.socket, operationsOf(this), logger)
+    const control = new ControlServer(home.socket, operationsOf(this), logger, { metrics: () => renderMetrics(this) })
     await control.listen()
     this.#resources.add(() => control.close())
     this.life.wake()

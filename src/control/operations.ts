@@ -4,6 +4,8 @@
  * object a line, events first, then `{"result":…}` or `{"error":{"code","message","hint"}}`.
  *
  *   curl --unix-socket $XDG_RUNTIME_DIR/patchcord/control.sock -d '{}' http://localhost/v1/status
+ *
+ * `GET /metrics` is answered in the form of Prometheus (docs/metrics.md).
  */
 export interface Operations {
   status: { args: object, result: Status }
@@ -50,6 +52,9 @@ export interface Operations {
   'inbox-refuse': { args: { offer: string }, result: { offer: string } }
   'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
   events: { args: object, event: object, result: object }
+  /** The newest lines of the service's log; with `follow`, those that come, until the caller goes. */
+  logs: { args: { lines?: number, follow?: boolean }, event: { event: 'log', line: string }, result: object }
+  metrics: { args: object, result: { type: string, text: string } }
 }
 
 export type OperationName = keyof Operations
