@@ -1,0 +1,17 @@
+import type { Prepared } from './work.js'
+import { handshakes, manyClients, oneFile, reads } from './works/port.js'
+
+/** Every work, those with goals first. */
+export const WORKS: readonly Prepared[] = [
+  oneFile, manyClients, handshakes('handshake'), handshakes('reconnect'), reads(16), reads(1), reads(256),
+]
+
+/** The programs that are measured beside patchcord, or that measure. */
+export const PEERS: ReadonlyArray<{ readonly program: string, readonly debian: string, readonly for: string }> = [
+  { program: 'nginx', debian: 'nginx', for: 'port, proxy, and the upstream behind every proxy' },
+  { program: 'haproxy', debian: 'haproxy', for: 'port and proxy' },
+  { program: 'caddy', debian: 'caddy', for: 'port and proxy' },
+  { program: 'cc', debian: 'gcc libssl-dev', for: 'compiles the client' },
+  { program: 'curl', debian: 'curl', for: 'the client of one file' },
+  { program: 'taskset', debian: 'util-linux', for: 'keeps each on its cores' },
+]
