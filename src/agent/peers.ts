@@ -1,15 +1,16 @@
 import type { Agent as HttpAgent } from 'node:http'
 import { formatAddress, type Address } from '../core/address.js'
-import type { Clock, Timer } from '../core/clock.js'
+import type { Clock } from '../core/clock.js'
 import { messageOf } from '../core/errors.js'
 import type { DatabaseName, DeviceId, UserId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
-import type { DatabaseStatus, PeerStatus } from '../control/operations.js'
+import type { PeerStatus } from '../control/operations.js'
 import type { PeerCredentials } from '../sync/peer-agent.js'
 import { PeerLink } from '../sync/peer-link.js'
 import type { MailOrigin } from '../sync/restricted-mail.js'
 import { Pull } from '../sync/pull.js'
 import { NO_MAIL, parseMail, type PeerMail } from './mail.js'
+import { Receiving, type Wanted } from './receiving.js'
 import type { KnownDevice, TrustBook } from './trust-book.js'
 
 export interface PeersOptions {
@@ -25,6 +26,8 @@ export interface PeersOptions {
   readonly createDatabase: (name: DatabaseName) => Promise<void>
   readonly clock: Clock
   readonly logger: Logger
+  /** Throws `disk-full` where there is no room for so many bytes more from a device. */
+  readonly checkRoom: (device: DeviceId, bytes: number) => Promise<void>
   /** Documents of a local database that are in conflict. */
   readonly conflicts: (database: DatabaseName) => number
   readonly emit: (event: object) => void
@@ -32,9 +35,6 @@ export interface PeersOptions {
   readonly onTrustMail: (device: DeviceId, mail: unknown, origin: MailOrigin, user: UserId) => void
   readonly onMail: (device: DeviceId, mail: PeerMail) => void
 }
-
-const FIRST_RETRY_MS = 1_000
-const LONGEST_RETRY_MS = 60_000
 
 /** The devices this one keeps in touch with: a link each, and a pull for every database that is received
  * from it. `reconcile` makes what runs match what is trusted. */
@@ -59,13 +59,15 @@ export class Peers {
     })
     for (const { device } of gone) this.#peers.delete(device)
     await Promise.all(gone.map(peer => peer.stop()))
+    const reconciled: Array<Promise<void>> = []
     for (const known of book.known.values()) {
       // A client runs no patchcord: there is nothing to reach.
       if (isRevoked(known.device) || known.relation === 'client') continue
       const peer = this.#peers.get(known.device)
       if (peer === undefined) this.#peers.set(known.device, new Peer(known.device, this.#options))
-      else peer.reconcile()
+      else reconciled.push(peer.reconcile())
     }
+    await Promise.all(reconciled)
   }
 
   peer (device: DeviceId): Peer | undefined { return this.#peers.get(device) }
@@ -76,13 +78,21 @@ export class Peers {
   /** Where discovery says that a device may be now. */
   found (device: DeviceId, addresses: readonly Address[]): void { this.#peers.get(device)?.found(addresses) }
 
-  /** Follows the interfaces of this machine: a connection over one that is gone is dropped instead of waiting
-   * for TCP to give up, and where one is ready every device that is not connected is tried again. */
-  linksAre (ready: ReadonlySet<string>): void {
+  /** Follows the interfaces of this machine and their link-local addresses: a connection from one that is gone is
+   * dropped instead of waiting for TCP to give up, and where one is ready every device that is not connected is
+   * tried again. */
+  linksAre (ready: ReadonlyMap<string, readonly string[]>): void {
     for (const { link } of this.#peers.values()) {
-      const zone = link.address?.zone
-      if (link.connected && zone !== undefined && !ready.has(zone)) link.drop()
-      else if (!link.connected && ready.size > 0) link.retry()
+      if (link.connected) link.ownAddresses(ready)
+      else if (ready.size > 0) link.retry()
+    }
+  }
+
+  /** The machine slept: connections may be dead, and devices that were tried in vain may be near. */
+  woke (): void {
+    for (const { link } of this.#peers.values()) {
+      if (link.connected) link.check()
+      else link.retry()
     }
   }
 
@@ -100,8 +110,6 @@ export class Peers {
   }
 }
 
-interface Wanted { readonly database: DatabaseName, readonly as: DatabaseName }
-
 /** One device: its link, its newest mail, and what is pulled from it. */
 export class Peer {
   readonly device: DeviceId
@@ -110,13 +118,7 @@ export class Peer {
   readonly user: UserId
   readonly isOver: boolean
   readonly #options: PeersOptions
-  readonly #pulls = new Map<string, Pull>()
-  readonly #retries = new Map<string, { readonly timer: Timer, readonly delay: number }>()
-  /** How long the next failure of a pull waits (ms). */
-  readonly #delays = new Map<string, number>()
-  readonly #starting = new Set<DatabaseName>()
-  /** Why the last pull of a database ended, until the next one moves. */
-  readonly #problems = new Map<string, string>()
+  readonly #receiving: Receiving
   #candidates: readonly Address[] = []
   #mail: PeerMail = NO_MAIL
   #isStopped = false
@@ -125,15 +127,27 @@ export class Peer {
   constructor (device: DeviceId, options: PeersOptions) {
     this.device = device
     this.#options = options
-    const { clock, logger, credentials } = options
+    const { clock, logger, credentials, createDatabase, conflicts, emit } = options
     this.user = this.#known().user
     this.isOver = options.isOver(this.#known())
+    this.#receiving = new Receiving({
+      device, clock, logger, emit, createDatabase, conflicts,
+      wanted: () => this.#wanted(),
+      accepted: () => options.book.accepted.filter(({ peer }) => peer === device),
+      isConnected: () => this.link.connected,
+      begin: ({ database, as }, listeners) => new Pull({
+        source: { device, database, agent: this.link.agent },
+        target: { url: options.couch.url, database: as, agent: options.couch.agent, ...options.syncLogin(this.#known()) },
+        checkRoom: bytes => options.checkRoom(device, bytes),
+        clock, logger, ...listeners,
+      }),
+    })
     this.link = new PeerLink({
       device, clock, logger, isOver: this.isOver,
       credentials: () => credentials(this.#known()),
       addresses: () => this.#addresses(),
-      onMail: mail => {
-        this.#received(mail)
+      onMail: async mail => {
+        await this.#received(mail)
         options.onTrustMail(device, mail, 'admitted', this.user)
       },
       onRestrictedMail: (mail, origin) => { options.onTrustMail(device, mail, origin, this.user) },
@@ -147,6 +161,9 @@ export class Peer {
   /** The local databases that are received from it now, or would be if it were connected. */
   received (): DatabaseName[] { return this.#wanted().map(({ as }) => as) }
 
+  /** The names that it has for the databases that are received from it into a local one. */
+  accounts (local: DatabaseName): DatabaseName[] { return this.#wanted().flatMap(({ database, as }) => as === local ? [database] : []) }
+
   /** Replaces what discovery knows of its addresses, and tries again where it is not connected. Where it is, the
    * device may have moved from under the connection: that is looked into, and nothing cut on a hint alone. */
   found (addresses: readonly Address[]): void {
@@ -155,28 +172,19 @@ export class Peer {
     else if (addresses.length > 0) this.link.retry()
   }
 
-  /** Starts and ends pulls so that they match what is shared and accepted now. */
-  reconcile (): void {
+  /** Starts and ends pulls so that they match what is shared and accepted now. Resolves when nothing more of what
+   * ended is written. */
+  async reconcile (): Promise<void> {
     if (this.#isStopped) return
-    if (!this.link.connected) {
-      this.link.retry()
-      return
-    }
-    const wanted = new Map(this.#wanted().map(one => [one.database, one]))
-    for (const [database, pull] of this.#pulls) {
-      const as = wanted.get(database as DatabaseName)?.as
-      if (as !== pull.target.database) this.#end(database)
-    }
-    for (const one of wanted.values()) {
-      if (!this.#pulls.has(one.database) && !this.#retries.has(one.database) && !this.#starting.has(one.database)) void this.#begin(one)
-    }
+    if (!this.link.connected) this.link.retry()
+    else await this.#receiving.reconcile()
   }
 
+  /** Tries at once what failed or had no room. */
+  retryReceiving (): void { this.#receiving.retry() }
   async stop (): Promise<void> {
     this.#isStopped = true
-    for (const database of [...this.#retries.keys()]) this.#dropRetry(database)
-    await Promise.all([...this.#pulls.values()].map(pull => pull.stop()))
-    this.#pulls.clear()
+    await this.#receiving.stop()
     await this.link.stop()
   }
 
@@ -189,44 +197,16 @@ export class Peer {
       address: address === undefined ? null : formatAddress(address),
       since: since === undefined ? null : new Date(since).toISOString(),
       problem: problem ?? null,
-      databases: this.#expected().map(one => this.#databaseStatus(one)),
+      databases: this.#receiving.status(),
       files: { missing: 0 },
     }
   }
 
-  /** What is received from it, and what was accepted and is not: then its status says why. */
-  #expected (): Wanted[] {
-    const wanted = this.#wanted()
-    const accepted = this.#options.book.accepted.filter(({ peer, database }) => peer === this.device && !wanted.some(one => one.database === database))
-    return [...wanted, ...accepted]
-  }
-
-  #databaseStatus ({ database, as }: Wanted): DatabaseStatus {
-    const pull = this.#pulls.get(database)
-    const rate = pull?.rate ?? 0
-    const lag = pull?.lag ?? null
-    return {
-      name: as, remote: database, direction: 'pull', connected: pull !== undefined, lag, rate,
-      secondsLeft: lag !== null && lag > 0 && rate > 0 ? Math.ceil(lag / rate) : null,
-      conflicts: this.#options.conflicts(as),
-      state: this.#stateOf(database),
-    }
-  }
-
-  #stateOf (database: DatabaseName): string {
-    if (!this.link.connected) return 'not connected'
-    if (!this.#wanted().some(one => one.database === database)) return 'not offered any more'
-    const pull = this.#pulls.get(database)
-    const problem = pull?.problem ?? this.#problems.get(database)
-    if (problem !== undefined) return `failed: ${problem}`
-    return pull?.state ?? 'starting'
-  }
-
-  /** Those remembered first, since they are no stranger's word. */
+  /** Those heard of now first: what is remembered may be long gone. Who floods the link with hints takes none of
+   * their turns away, since all are raced. */
   #addresses (): Address[] {
-    const remembered = this.#options.book.addressesOf(this.device)
-    const texts = new Set(remembered.map(formatAddress))
-    return [...remembered, ...this.#candidates.filter(address => !texts.has(formatAddress(address)))]
+    const texts = new Set(this.#candidates.map(formatAddress))
+    return [...this.#candidates, ...this.#options.book.addressesOf(this.device).filter(address => !texts.has(formatAddress(address)))]
   }
 
   #known (): KnownDevice {
@@ -251,71 +231,7 @@ export class Peer {
     return wanted
   }
 
-  async #begin ({ database, as }: Wanted): Promise<void> {
-    const { couch, syncLogin, createDatabase, clock, logger } = this.#options
-    this.#starting.add(database)
-    try {
-      await createDatabase(as)
-      if (this.#isStopped || !this.link.connected || this.#pulls.has(database)) return
-      const pull = new Pull({
-        source: { device: this.device, database, agent: this.link.agent },
-        target: { url: couch.url, database: as, agent: couch.agent, ...syncLogin(this.#known()) },
-        clock, logger,
-        onChange: () => {
-          if (pull.state === 'in sync' || pull.state === 'active') this.#problems.delete(database)
-          this.#tell({ database, as })
-        },
-        onEnd: () => {
-          if (pull.problem !== undefined) this.#failed(database, pull.problem)
-          this.#retry(database)
-        },
-      })
-      this.#pulls.set(database, pull)
-    } catch (error) {
-      this.#failed(database, messageOf(error))
-      this.#tell({ database, as })
-      this.#retry(database)
-    } finally {
-      this.#starting.delete(database)
-    }
-  }
-
-  #failed (database: DatabaseName, reason: string): void {
-    this.#problems.set(database, reason)
-    this.#options.logger.warn({ device: this.device, database, reason }, 'a pull failed')
-  }
-
-  #tell (one: Wanted): void {
-    const { name, remote, ...figures } = this.#databaseStatus(one)
-    this.#options.emit({ event: 'replication', device: this.device, database: name, remote, ...figures })
-  }
-
-  #retry (database: string): void {
-    const before = this.#pulls.get(database)
-    this.#pulls.delete(database)
-    if (this.#isStopped || !this.link.connected) return
-    const delay = before?.lag === 0 ? FIRST_RETRY_MS : this.#delays.get(database) ?? FIRST_RETRY_MS
-    this.#delays.set(database, Math.min(delay * 2, LONGEST_RETRY_MS))
-    const timer = this.#options.clock.after(delay, () => {
-      this.#retries.delete(database)
-      this.reconcile()
-    })
-    this.#retries.set(database, { timer, delay })
-  }
-
-  #dropRetry (database: string): void {
-    this.#retries.get(database)?.timer.cancel()
-    this.#retries.delete(database)
-  }
-
-  #end (database: string): void {
-    const pull = this.#pulls.get(database)
-    this.#pulls.delete(database)
-    this.#dropRetry(database)
-    pull?.stop().catch((error: unknown) => { this.#options.logger.warn({ err: error }, 'a pull did not stop cleanly') })
-  }
-
-  #received (mail: unknown): void {
+  async #received (mail: unknown): Promise<void> {
     const parsed = parseMail(mail)
     if (parsed === undefined) {
       this.#options.logger.warn({ device: this.device }, 'the mail of a device is not of the known form')
@@ -327,7 +243,7 @@ export class Peer {
       if (!before.has(share.database)) this.#options.emit({ event: 'share-offered', device: this.device, ...share })
     }
     this.#options.onMail(this.device, parsed)
-    this.reconcile()
+    await this.reconcile()
   }
 
   #linkChanged (): void {
@@ -338,11 +254,7 @@ export class Peer {
       this.#options.emit({ event: 'connected', device: this.device, address: address === undefined ? null : formatAddress(address) })
       return
     }
-    this.#problems.clear()
     this.#options.emit({ event: 'disconnected', device: this.device, reason: problem ?? null })
-    for (const database of [...this.#retries.keys()]) this.#dropRetry(database)
-    for (const database of [...this.#pulls.keys()]) this.#end(database)
-    // Of a device that is forgotten nothing is expected.
-    if (!this.#isStopped) for (const one of this.#expected()) this.#tell(one)
+    this.#receiving.lost().catch((error: unknown) => { this.#options.logger.warn({ reason: messageOf(error) }, 'what was received did not end cleanly') })
   }
 }

@@ -6,11 +6,9 @@ import type { Agent } from './agent.js'
 import { readArguments, text } from './arguments.js'
 
 /** Databases: this device's own, and what is shared with whom. */
-export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' | 'bridge' | 'db-create' | 'db-ls' | 'conflicts' | 'share' | 'unshare' | 'shares' | 'accept'> {
+export function sharingOperations (agent: Agent): Pick<OperationTable, 'bridge' | 'db-create' | 'db-ls' | 'conflicts' | 'quota' | 'share' | 'unshare' | 'shares' | 'accept'> {
   const { book } = agent
   return {
-    couch: async () => ({ url: agent.couch.url, ...agent.programLogin }),
-
     bridge: async () => agent.bridgeLogin,
 
     'db-create': async args => {
@@ -32,6 +30,20 @@ export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' |
         conflicts += 1
       }
       return { database: name, conflicts }
+    },
+
+    quota: async args => {
+      const amount = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+      const { device: named, bytes, keepFree } = readArguments(v.strictObject({ device: v.exactOptional(text), bytes: v.exactOptional(v.nullable(amount)), keepFree: v.exactOptional(amount) }), args)
+      const known = named === undefined ? undefined : book.find(named)
+      if (known === undefined && bytes !== undefined) throw new PatchcordError('usage', 'a quota is one device\'s', { hint: 'patchcord quota <device> <size>' })
+      if (bytes !== undefined || keepFree !== undefined) await agent.setRoom({ keepFree, device: known?.device, quota: bytes })
+      return {
+        keepFree: agent.keepFree,
+        device: known?.device ?? null,
+        quota: known === undefined ? null : agent.quotaOf(known.device) ?? null,
+        used: known === undefined ? null : await agent.room.used(known.device),
+      }
     },
 
     share: async args => {
