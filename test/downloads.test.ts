@@ -351,7 +351,7 @@ await t.test('what is remembered of a download and is damaged is not believed', 
 
   async function resumed (): Promise<{ missing: number[], damaged: number[] } | undefined> {
     const partial = await PartialFile.resume(store, id)
-    const found = partial && { missing: partial.missing(), damaged: partial.damaged.toSorted() }
+    const found = partial && { missing: partial.missing(), damaged: partial.damaged.toSorted((one, other) => one - other) }
     await partial?.suspend()
     return found
   }
