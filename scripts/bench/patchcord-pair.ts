@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import { Node } from '../../test/fixtures/fault-world.js'
+import { patchcord } from '../../test/fixtures/processes.js'
 import { waitFor, type Material } from './material.js'
 
 /** Two programs that keep a folder's content on both sides. */
@@ -20,6 +21,7 @@ export async function patchcordPair (folder: string): Promise<Contestant> {
     if (run.code !== 0) throw new Error(run.stderr)
   }
   await from.run('connect', 'to', '--at', `[::1]:${to.port}`)
+  await to.run('connect', from.service!.ready.device, '--at', `[::1]:${from.port}`)
   await from.connected(1)
   await to.connected(1)
   await from.json('db', 'create', 'bench')
@@ -35,8 +37,9 @@ export async function patchcordPair (folder: string): Promise<Contestant> {
     async transfer (path, { files }) {
       const before = fetched
       const started = performance.now()
-      const added = await from.run('add', path, '--to', 'bench', '--json')
+      const added = await patchcord(['add', path, '--to', 'bench', '--json', '--home', from.home], {}, 600_000)
       if (added.code !== 0) throw new Error(added.stderr)
+      process.stderr.write(`  import ${((performance.now() - started) / 1000).toFixed(2)} s\n`)
       await waitFor('the files at the other side', () => fetched - before >= files)
       return (performance.now() - started) / 1000
     },
