@@ -8,7 +8,6 @@ import type { Logger } from '../core/log.js'
 import { parseJson } from '../core/shape.js'
 import { parseCouchUrl } from '../couch/proxy.js'
 import type { Account } from '../embedded/accounts.js'
-import { startEmbedded } from '../embedded/front.js'
 import { startEmbeddedChild } from '../embedded/supervise.js'
 
 export interface CouchLogin {
@@ -125,7 +124,7 @@ export interface EmbeddedHostOptions {
 export async function hostEmbedded ({ dir, port, accounts, owner, inProcess, logger, onDatabases }: EmbeddedHostOptions): Promise<CouchHost> {
   const listen = { host: '::1', port }
   const embedded = inProcess
-    ? await startEmbedded({ dir, accounts, listen, logger })
+    ? await (await import('../embedded/front.js')).startEmbedded({ dir, accounts, listen, logger })
     : await startEmbeddedChild({
       dir, accounts, listen, logger,
       onEvent: event => {
