@@ -1,4 +1,4 @@
-// All faults of downloads on real processes: `npm run test:faults [seed]`. It takes about half an hour; the
+// All faults on real processes, of state and of downloads: `npm run test:faults [seed [state]]`. It takes about half an hour; the
 // samples in `npm test` (test/download-faults.test.ts) run the same code. Exits 1 if anything went wrong.
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmdirSync } from 'node:fs'
@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LEAF_BYTES } from '../src/files/content-id.js'
 import { fillDisk, killAt, lie, stall, vanish } from '../test/fixtures/download-faults.js'
+import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
 import { startFaultWorld } from '../test/fixtures/fault-world.js'
 
 const KILLS = 200
@@ -23,6 +24,22 @@ const say = (isGood: boolean, what: string): void => {
   if (!isGood) failed += 1
   process.stdout.write(`${isGood ? 'ok' : 'NOT OK'}  ${what}\n`)
 }
+
+// State first: kill -9 of each process while it is written.
+const states = await startStateWorld(mkdtempSync(join(tmpdir(), 'pcs-')))
+for (let run = 1; run <= KILLS; run++) {
+  const victim = VICTIMS[Math.floor(random() * VICTIMS.length)]!
+  const delay = Math.floor(random() * 600)
+  try {
+    const { right, what } = await killWhileWriting(states, victim, delay, run)
+    say(right, `kill -9 ${run} of the ${victim} after ${delay} ms: ${what}`)
+  } catch (error) {
+    say(false, `kill -9 ${run} of the ${victim} after ${delay} ms: ${String(error)}`)
+    if (states.laptop.service === undefined) await states.laptop.start()
+  }
+}
+await states.laptop.stop()
+if (process.argv[3] === 'state') process.exit(failed === 0 ? 0 : 1)
 
 const world = await startFaultWorld(mkdtempSync(join(tmpdir(), 'pcf-')), 2, LEAVES * LEAF_BYTES + 11)
 try {
