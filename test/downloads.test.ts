@@ -274,9 +274,11 @@ await t.test('a slow source gives its leaves away', async t => {
   const id = idOf(file)
   const { store } = await openStore(t)
   const [slow, fast] = [await fakePeer(t, { [id]: file }), await fakePeer(t, { [id]: file })]
+  let given = 0
   slow.send = (response, bytes) => {
     let at = 0
     const timer = setInterval(() => {
+      given += 16_384
       response.write(bytes.subarray(at, at += 16_384))
       if (at >= bytes.length || response.destroyed) {
         clearInterval(timer)
@@ -284,10 +286,8 @@ await t.test('a slow source gives its leaves away', async t => {
       }
     }, 50)
   }
-  const started = performance.now()
   await fetchFrom(store, id, [slow, fast]).done
-  // 320 KB/s: what it took on would need half a minute.
-  t.ok(performance.now() - started < 10_000, `${Math.round(performance.now() - started)} ms`)
+  t.ok(given < file.length / 4, `of ${file.length} bytes it gave ${given}`)
   t.ok(readFileSync(store.path(id)).equals(file))
 })
 
