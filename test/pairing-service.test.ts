@@ -2,6 +2,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
 import t, { type Test } from 'tap'
+import { rememberable } from '../src/agent/pairing.js'
 import { runCli } from '../src/cli/program.js'
 import type { PairEvent, PairOpenArgs } from '../src/control/operations.js'
 import { Lab, type LabDevice } from '../src/testing.js'
@@ -258,4 +259,11 @@ await t.test('the command: a person who cannot be asked says no, at once, and JS
     t.match(last, openCode === 0 ? { event: 'paired', device: bob.device, relation: 'peer', confirmed: true } : { event: 'failed', code: 'not-paired' })
     t.match(joiner.lines().at(-1), joinCode === 0 ? { event: 'paired', device: anna.device } : { event: 'failed', code: 'refused' })
   }
+})
+
+await t.test('a device met on this very machine is looked for on loopback, too', async t => {
+  const interfaces = { eth0: [{ address: 'fe80::2', netmask: '', family: 'IPv6' as const, mac: '', internal: false, cidr: null, scopeid: 2 }] }
+  t.same(rememberable({ host: 'fe80::2', zone: 'eth0', port: 7 }, interfaces), [{ host: 'fe80::2', zone: 'eth0', port: 7 }, { host: '::1', port: 7 }])
+  t.same(rememberable({ host: 'fe80::3', zone: 'eth0', port: 7 }, interfaces), [{ host: 'fe80::3', zone: 'eth0', port: 7 }], 'another machine')
+  t.same(rememberable({ host: '::1', port: 7 }, interfaces), [{ host: '::1', port: 7 }])
 })
