@@ -1,6 +1,9 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { PassThrough } from 'node:stream'
 import t, { type Test } from 'tap'
+import { rememberable } from '../src/agent/pairing.js'
+import { runCli } from '../src/cli/program.js'
 import type { PairEvent, PairOpenArgs } from '../src/control/operations.js'
 import { Lab, type LabDevice } from '../src/testing.js'
 import { PairingRelay } from './fixtures/pairing-relay.js'
@@ -227,4 +230,40 @@ await t.test('the recovery key travels with the pairing and is pinned; another o
   await t.rejects(bob.call('pair-join', { invitation: window.link, as: 'peer', yes: true, at: window.at }), { code: 'refused', message: /another recovery key is known/ })
   await window.done.catch(() => undefined)
   t.strictSame(bob.agent.cas.recoveryKey(user as never), told, 'the first one told stays')
+})
+
+await t.test('the command: a person who cannot be asked says no, at once, and JSON stays JSON', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const [anna, bob] = [await lab.device({ user: 'u1', name: 'anna' }), await lab.device({ user: 'u2', name: 'bob' })]
+  const command = (device: LabDevice, ...args: string[]): { code: Promise<number>, lines: () => Array<Record<string, unknown>> } => {
+    const stdout = new PassThrough()
+    let text = ''
+    stdout.on('data', (chunk: Buffer) => { text += chunk.toString() })
+    const io = { stdin: new PassThrough().end(), stdout, stderr: new PassThrough().resume(), env: {}, signal: new AbortController().signal }
+    const code = runCli(['pair', ...args, '--json', '--home', device.home.root], { io, version: '0', startService: () => Promise.reject(new Error('not here')) })
+    return { code, lines: () => text.split('\n').filter(line => line !== '').map(line => JSON.parse(line) as Record<string, unknown>) }
+  }
+  for (const [openArgs, joinArgs, openCode, joinCode] of [
+    [['--as', 'peer'], ['--as', 'peer', '--yes'], 1, 3],
+    [['--as', 'peer', '--yes'], ['--as', 'peer'], 1, 3],
+    [['--as', 'peer', '--yes'], ['--as', 'peer', '--yes'], 0, 0],
+  ] as const) {
+    const opener = command(anna, '--link-only', ...openArgs)
+    await lab.until('the window', () => opener.lines().length > 0)
+    const [window] = opener.lines() as [{ event: string, link: string, addresses: Array<{ port: number }> }]
+    t.match(window, { event: 'window', code: null })
+    const joiner = command(bob, window.link, '--at', `[::1]:${window.addresses[0]!.port}`, ...joinArgs)
+    t.strictSame([await joiner.code, await opener.code], [joinCode, openCode], `${openArgs.join(' ')}, ${joinArgs.join(' ')}`)
+    const last = opener.lines().at(-1)
+    t.match(last, openCode === 0 ? { event: 'paired', device: bob.device, relation: 'peer', confirmed: true } : { event: 'failed', code: 'not-paired' })
+    t.match(joiner.lines().at(-1), joinCode === 0 ? { event: 'paired', device: anna.device } : { event: 'failed', code: 'refused' })
+  }
+})
+
+await t.test('a device met on this very machine is looked for on loopback, too', async t => {
+  const interfaces = { eth0: [{ address: 'fe80::2', netmask: '', family: 'IPv6' as const, mac: '', internal: false, cidr: null, scopeid: 2 }] }
+  t.same(rememberable({ host: 'fe80::2', zone: 'eth0', port: 7 }, interfaces), [{ host: 'fe80::2', zone: 'eth0', port: 7 }, { host: '::1', port: 7 }])
+  t.same(rememberable({ host: 'fe80::3', zone: 'eth0', port: 7 }, interfaces), [{ host: 'fe80::3', zone: 'eth0', port: 7 }], 'another machine')
+  t.same(rememberable({ host: '::1', port: 7 }, interfaces), [{ host: '::1', port: 7 }])
 })

@@ -255,9 +255,10 @@ const certificates: Certificates = {
   deviceOfIssue: (issued, ca) => parseIssue([...issued, ca].map(der => encodePem('CERTIFICATE', der)).join('')).device,
 }
 
-/** A device on this very machine may listen on loopback alone, whatever address it was met at. */
-function rememberable (at: Address): Address[] {
-  const isHere = !isLoopback(at.host) && Object.values(networkInterfaces()).some(entries => entries?.some(({ address }) => address === at.host))
+/** Where a device that was met at `at` may be reached. One on this very machine may listen on loopback alone, whatever
+ * address it was met at. */
+export function rememberable (at: Address, interfaces = networkInterfaces()): Address[] {
+  const isHere = !isLoopback(at.host) && Object.values(interfaces).some(entries => entries?.some(({ address }) => address === at.host))
   return isHere ? [at, { host: '::1', port: at.port }] : [at]
 }
 
