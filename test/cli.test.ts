@@ -211,14 +211,19 @@ await t.test('a service, its files and databases, by command line', async t => {
 
 await t.test('after kill -9 of the agent the next up starts with the same identity, port and data', async t => {
   const dir = at('killed')
-  const first = await up(dir, ['--listen', '[::1]:0'])
+  // Two devices at once, neither told a port: one of them may have 4984.
+  const [first, other] = await Promise.all([up(dir, [], {}, []), up(at('at-once'), [], {}, [])])
   const { port } = first.ready.listen[0]!
+  t.not(other.ready.listen[0]!.port, port, 'the other took a port that was free')
+  other.child.kill('SIGTERM')
+  t.equal(await other.ended, 0)
   t.equal((await patchcord(['db', 'create', 'kept', '--home', dir])).code, 0)
   first.child.kill('SIGKILL')
   await first.ended
-  const second = await up(dir, ['--listen', `[::1]:${port}`])
+  const second = await up(dir, [], {}, [])
   t.teardown(() => { second.child.kill('SIGKILL') })
   t.equal(second.ready.device, first.ready.device)
+  t.equal(second.ready.listen[0]!.port, port, 'a port that was taken is kept')
   t.equal(second.ready.couch.url, first.ready.couch.url, 'checkpoints of programs depend on it')
   t.equal((await patchcord(['db', 'ls', '--home', dir])).stdout, 'kept\n')
   second.child.kill('SIGTERM')

@@ -3,6 +3,7 @@ import type { OperationTable } from '../control/operations.js'
 import type { Agent } from './agent.js'
 import { readArguments } from './arguments.js'
 import { caOperations } from './ca-operations.js'
+import { couchOperations } from './couch-operations.js'
 import { exportOperations } from './export-operations.js'
 import { fileOperations } from './file-operations.js'
 import { renderMetrics } from './metrics.js'
@@ -35,6 +36,7 @@ export function operationsOf (agent: Agent): OperationTable {
     metrics: () => renderMetrics(agent),
     ...trustOperations(agent),
     ...pairingOperations(agent),
+    ...couchOperations(agent),
     ...sharingOperations(agent),
     ...fileOperations(agent),
     ...caOperations(agent),

@@ -48,7 +48,11 @@ function listener (context: Context, as: 'own' | 'peer' | undefined): (event: Pa
         output.line(`an attempt failed: ${event.error} (${event.attemptsLeft} left)`)
         return
       case 'request':
-        confirm(context, event, as).then(async relation => { await client.call('pair-answer', { request: event.request, relation }) })
+        // Where the person cannot be asked, the other one is not kept waiting for an answer.
+        confirm(context, event, as).catch((error: unknown) => {
+          output.fail(error)
+          return null
+        }).then(async relation => { await client.call('pair-answer', { request: event.request, relation }) })
           .catch((error: unknown) => { output.fail(error) })
     }
   }

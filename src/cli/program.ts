@@ -1,6 +1,7 @@
 import { Command, CommanderError } from 'commander'
 import { contextOf, type CliIo, type CommonOptions, type Context } from './context.js'
 import * as ca from './ca-commands.js'
+import * as couch from './couch-commands.js'
 import * as device from './device-commands.js'
 import * as file from './file-commands.js'
 import * as machine from './machine-commands.js'
@@ -138,11 +139,22 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .requiredOption('--at <host:port>', 'a literal address; link-local ones with their interface')
   command(program, 'explain <device> <method> <path>', 'whether a request is allowed, and which rule decides ("self" is this device)', 'patchcord explain friend GET /couch/notes/_changes', device.explain)
 
-  command(program, 'couch', 'the login of your own programs to the local database', 'patchcord couch --json', sharing.couch)
+  const localCouch = command(program, 'couch', 'the login of your own programs to the local database', 'patchcord couch --json', couch.couch)
+  command(localCouch, 'setup', 'use your own CouchDB, with a limited user in it for each grant', 'patchcord couch setup --url http://127.0.0.1:5984 --admin-credentials-file admin.json', couch.couchSetup)
+    .option('--url <url>', 'where it is: a literal loopback address (default: the one in use, or http://127.0.0.1:5984)')
+    .option('--admin-credentials-file <path>', '{"username","password"} of an administrator, readable by you alone; used once. Without it the terminal is asked')
+    .option('--close-public', 'let members alone use databases that everybody may use')
+    .option('--allow-exposed', 'go on although others than programs of this machine reach the CouchDB')
+  command(localCouch, 'undo', 'take patchcord\'s users, memberships and administrator out of your CouchDB', 'patchcord couch undo', couch.couchUndo)
   command(program, 'bridge', 'where any CouchDB client reaches the databases of a connected device', 'patchcord bridge --json', sharing.bridge)
   const db = command(program, 'db', 'the databases of this device', 'patchcord db create notes')
   command(db, 'create <name>', 'make a database', 'patchcord db create notes', sharing.dbCreate)
   command(db, 'ls', 'list them', 'patchcord db ls', sharing.dbLs)
+  command(program, 'conflicts <database>', 'the documents that two devices changed while they were apart', 'patchcord conflicts notes', sharing.conflicts)
+
+  command(program, 'quota [device] [size]', 'what the databases received from a device may fill of this disk, and what stays free', 'patchcord quota friend 2GiB\npatchcord quota --keep-free 5GiB', sharing.quota)
+    .option('--keep-free <size>', 'what stays free on the disk, whoever sends (default: 512 MiB)')
+
   command(program, 'share <database>', 'offer a database, and the files recorded for it, to a device', 'patchcord share notes --with friend\npatchcord share notes --with friend --write', sharing.share)
     .requiredOption('--with <device>', 'a device by name or ID, or all listed devices of a user ID')
     .option('--write', 'it may also add, replace and delete, and override history')

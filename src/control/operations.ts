@@ -11,8 +11,12 @@ export interface Operations {
   status: { args: object, result: Status }
   identity: { args: object, result: IdentityInfo & { bundle: string } }
   couch: { args: object, result: { url: string, username: string, password: string } }
+  'couch-setup': { args: { url?: string, login: { username: string, password: string } | { file: string }, closePublic?: boolean, allowExposed?: boolean }, result: CouchSetupResult }
+  'couch-undo': { args: object, result: CouchUndoResult }
   bridge: { args: object, result: { url: string, username: string, token: string } }
   'db-create': { args: { name: string }, result: { name: string } }
+  quota: { args: { device?: string, bytes?: number | null, keepFree?: number }, result: QuotaResult }
+  conflicts: { args: { database: string }, event: ConflictEvent, result: { database: string, conflicts: number } }
   'db-ls': { args: object, result: { databases: string[] } }
   'device-request': { args: object, result: { request: string } }
   'device-issue': { args: { request: string, name?: string }, result: { device: string, certificates: string } }
@@ -83,6 +87,23 @@ export interface Status {
   peers: PeerStatus[]
 }
 
+export interface CouchSetupResult {
+  url: string
+  /** Of patchcord's own. */
+  administrator: string
+  /** What was not there before. */
+  created: string[]
+  /** Databases that everybody could use, and that only members can now. */
+  closed: string[]
+  /** Databases that everybody may still use who can log in, or not even that. */
+  public: string[]
+  warnings: string[]
+  /** The service has to be started anew to use it. */
+  restart: boolean
+}
+
+export interface CouchUndoResult { url: string, removed: string[] }
+
 export interface Notice {
   about: string
   text: string
@@ -99,9 +120,34 @@ export interface PeerStatus {
   since: string | null
   /** Why it is not connected, in words. */
   problem: string | null
-  databases: Array<{ name: string, remote: string, direction: 'pull', lag: number | null, state: string }>
+  databases: DatabaseStatus[]
   files: { missing: number }
 }
+
+/** One database that is received from a peer. */
+export interface DatabaseStatus {
+  /** What it is called here, and there. */
+  name: string
+  remote: string
+  direction: 'pull'
+  /** Whether it is being received now; `state` says why not. */
+  connected: boolean
+  /** Changes still to come, where that is known. */
+  lag: number | null
+  /** Changes a second over the last seconds, and the seconds that the rest takes at that rate; null while nothing moves. */
+  rate: number
+  secondsLeft: number | null
+  /** Documents in conflict here (`patchcord conflicts`). */
+  conflicts: number
+  /** `starting`, `active`, `in sync`, `not connected`, `not offered any more`, or `failed: …`, `paused: …` with the reason. */
+  state: string
+}
+
+/** Bytes: what stays free on the disk, and, where a device was named, what its databases fill and may fill. */
+export interface QuotaResult { keepFree: number, device: string | null, quota: number | null, used: number | null }
+
+/** A document with revisions that nobody has chosen between. */
+export interface ConflictEvent { event: 'conflict', id: string, winner: string, others: string[] }
 
 export interface DeviceInfo {
   device: string | null
@@ -111,7 +157,8 @@ export interface DeviceInfo {
   grant: { databases: Record<string, 'read' | 'write'>, files: 'all' | 'referenced' }
   addresses: string[]
   certificate: { notBefore: string, notAfter: string } | null
-  state: 'trusted' | 'revoked' | 'this device'
+  /** `unconfirmed`: written down here, and the other device has not said yet that it has the pair, too. */
+  state: 'trusted' | 'unconfirmed' | 'revoked' | 'this device'
   revoked: boolean
 }
 

@@ -9,6 +9,8 @@ export interface RevisionAsk { readonly missing: readonly string[] }
 export interface WrittenDocument {
   readonly _id: string
   readonly _rev?: string
+  /** `data` is base64 or a Buffer. */
+  readonly _attachments?: Readonly<Record<string, { readonly data?: string | Buffer, readonly length?: number }>>
   readonly _revisions?: { readonly start: number, readonly ids: readonly string[] }
 }
 
@@ -42,6 +44,8 @@ function pouch (): PouchConstructor {
 
 export interface HttpDatabaseOptions {
   readonly agent: Agent
+  /** Aborts every request, and those to come. */
+  readonly signal?: AbortSignal
   readonly auth?: { readonly username: string, readonly password: string }
 }
 
@@ -51,7 +55,7 @@ const PLACEHOLDER = 'http://database.patchcord.invalid'
 
 /** A database behind `base` (a URL without a slash at the end) under the name `id`, which has to stay the
  * same for as long as its checkpoints are to count. Nothing is asked of it yet, and it is never created. */
-export function openHttpDatabase (id: string, base: string, { agent, auth }: HttpDatabaseOptions): PouchDatabase {
+export function openHttpDatabase (id: string, base: string, { agent, auth, signal }: HttpDatabaseOptions): PouchDatabase {
   const name = `${PLACEHOLDER}/${encodeURIComponent(id)}`
   // It also asks the server itself for a `uuid`, to name checkpoints after.
   const server = base.slice(0, base.lastIndexOf('/'))
@@ -59,7 +63,8 @@ export function openHttpDatabase (id: string, base: string, { agent, auth }: Htt
   return new (pouch())(name, {
     skip_setup: true,
     ...auth === undefined ? {} : { auth },
-    fetch: (to: string, options: object) => pouch().fetch(locate(to), { ...options, agent }),
+    // PouchDB has a signal of its own for feeds.
+    fetch: (to: string, options: { signal?: AbortSignal }) => pouch().fetch(locate(to), { ...options, ...signal === undefined ? {} : { signal: options.signal === undefined ? signal : AbortSignal.any([signal, options.signal]) }, agent }),
   })
 }
 
