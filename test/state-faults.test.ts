@@ -7,6 +7,11 @@ import { migrate } from '../src/agent/state-version.js'
 import { readGrants, writeGrants } from '../src/identity/index.js'
 import { Keystore } from '../src/identity/keystore.js'
 import { Revocations } from '../src/identity/revocations.js'
+import { hostChild } from '../src/agent/server-host.js'
+import { systemClock } from '../src/core/clock.js'
+import { silentLogger } from '../src/core/log.js'
+import { isAlive, until } from './fixtures/processes.js'
+import { envOf, strangerDevice } from './fixtures/server-world.js'
 import { momentsOf, recordDisk, replay, type Survival } from './fixtures/disk-recorder.js'
 import { killWhileWriting, startStateWorld } from './fixtures/state-faults.js'
 
@@ -16,14 +21,14 @@ const SURVIVALS: readonly Survival[] = ['least', 'names', 'all']
 const settings = (name: string): Settings => ({ version: 1, name, programPassword: 'p'.repeat(32), bridgeToken: 't'.repeat(32) })
 
 /** What `read` finds after a loss of power at every moment of `write`, in each way to lose. */
-async function atEveryLoss<Found> (begin: (root: string) => Promise<void>, write: (root: string) => Promise<void>, read: (root: string) => Promise<Found>, judge: (found: Found, where: string) => void): Promise<number> {
+async function atEveryLoss<Found> (begin: (root: string) => Promise<void>, write: (root: string) => Promise<void>, read: (root: string) => Promise<Found>, judge: (found: Found, where: string) => void, step = 1): Promise<number> {
   const before = mkdtempSync(join(folder, 'before-'))
   await begin(before)
   const live = `${before}-live`
   cpSync(before, live, { recursive: true, verbatimSymlinks: true })
   const events = await recordDisk(live, () => write(live))
   for (const survival of SURVIVALS) {
-    for (const moment of momentsOf(events)) {
+    for (const moment of momentsOf(events).filter(moment => moment % step === 0)) {
       const lost = `${before}-lost`
       rmSync(lost, { recursive: true, force: true })
       cpSync(before, lost, { recursive: true, verbatimSymlinks: true })
@@ -59,7 +64,8 @@ await t.test('power loss: the first start leaves an identity, or none and is don
   }, ({ device, revoked }, where) => {
     t.match(device, /^[a-z2-7]{52}$/, where)
     t.ok(revoked, `${where}: revoked.json is there`)
-  })
+    // Each makes keys and certificates: every fourth moment is a sample.
+  }, 4)
 })
 
 await t.test('kill -9 while state is written (npm run test:faults makes 200, of each process)', async t => {
@@ -67,6 +73,37 @@ await t.test('kill -9 while state is written (npm run test:faults makes 200, of 
   const { right, what } = await killWhileWriting(world, 'agent', 200, 1)
   t.ok(right, what)
   await world.laptop.stop()
+})
+
+await t.test('any fault in the update channel ends in the new trust or a dead server', async t => {
+  const root = mkdtempSync(join(folder, 'u'))
+  let revoked: string[] = []
+  const given: string[][] = []
+  const host = await hostChild({
+    folders: { data: join(root, 'files'), folder: root }, clock: systemClock, logger: silentLogger(), onRestart: () => undefined, onLogLine: () => undefined,
+    env: () => {
+      given.push([...revoked])
+      return Promise.resolve({ ...envOf({ listen: [{ host: '::1', port: 0 }] }), revoked } as never)
+    },
+  })
+  t.teardown(() => host.stop())
+  const faults: ReadonlyArray<readonly [what: string, fault: (pid: number) => void]> = [
+    ['a server that hangs', pid => { process.kill(pid, 'SIGSTOP') }],
+    ['one that is killed before the update', pid => { process.kill(pid, 'SIGKILL') }],
+    ['one that is killed while it reads it', pid => { setImmediate(() => { process.kill(pid, 'SIGKILL') }) }],
+  ]
+  for (const [index, [what, fault]] of faults.entries()) {
+    const pid = host.pid!
+    revoked = [...revoked, strangerDevice.id]
+    fault(pid)
+    await host.update({ revoked } as never)
+    await until(`the end of ${what}`, () => !isAlive(pid))
+    await until('the next one', () => host.pid !== undefined && host.pid !== pid)
+    t.ok(given.some(had => had.length > index), `${what}: the next one begins with the new trust`)
+    // It answers: the channel is whole again.
+    await host.update({ revoked } as never)
+    t.ok(isAlive(host.pid!), what)
+  }
 })
 
 await t.test('state migrates forward, step by step, with a copy of each kept', async t => {
