@@ -1,12 +1,15 @@
 import { readdir, stat, truncate, writeFile } from 'node:fs/promises'
-import { connect } from 'node:net'
+import { IncomingMessage, ServerResponse } from 'node:http'
+import { connect, Socket } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { Accounts } from '../src/embedded/accounts.js'
+import { Bodies } from '../src/embedded/bodies.js'
 import { bindSocket } from '../src/embedded/bound-socket.js'
 import { startEmbedded, type Embedded, type EmbeddedOptions } from '../src/embedded/front.js'
 import { readBytes } from '../src/embedded/inline.js'
+import { EMBEDDED_LIMITS } from '../src/embedded/limits.js'
 import { SharedLock } from '../src/embedded/lock.js'
 import type { Pouch } from '../src/embedded/pouch.js'
 import { parseRange } from '../src/embedded/reading.js'
@@ -609,6 +612,15 @@ void t.test('limits of bodies', async t => {
   const feed = await openFeed(url, '/notes/_changes?feed=continuous')
   t.equal((await ask(url, 'GET', '/notes/_changes?feed=longpoll')).status, 429)
   feed.close()
+})
+
+void t.test('who left before its body had a turn keeps nobody else waiting', async t => {
+  const bodies = new Bodies({ ...EMBEDDED_LIMITS, smallBodyBytes: 1000, bodiesPerAccount: 1, stallMs: 60_000 })
+  for (let turn = 1; turn <= 3; turn++) {
+    const incoming = new IncomingMessage(new Socket())
+    incoming.destroy()
+    await t.rejects(bodies.readBytes(incoming, new ServerResponse(incoming), { headers: new Map(), body: { length: 5000 } } as never, 'writer', 10_000, AbortSignal.abort()), /cut off/, `turn ${turn}`)
+  }
 })
 
 void t.test('a damaged database is named, and the others go on', async t => {

@@ -99,6 +99,11 @@ const tooLarge = (most: number): Problem => new Problem(413, 'too_large', `the b
 
 function collect (incoming: IncomingMessage, most: number, stallMs: number, signal: AbortSignal): Promise<Buffer> {
   return new Promise((resolve, reject) => {
+    // Who left before this has told so already, and would keep the turn of a body until the stall ends.
+    if (signal.aborted || incoming.destroyed) {
+      reject(badRequest('the body was cut off'))
+      return
+    }
     const parts: Buffer[] = []
     let length = 0
     const stall = setTimeout(() => { finish(() => { reject(new Problem(408, 'timeout', 'the body does not come')) }) }, stallMs)
