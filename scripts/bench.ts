@@ -117,7 +117,7 @@ async function tell (results: Results): Promise<void> {
   const all = await merged(`${base}.json`, results)
   await writeFile(`${base}.json`, `${JSON.stringify(all, null, 1)}\n`)
   await writeFile(`${base}.md`, document(all))
-  await writeFile(`${base}.svg`, chart(all.outcomes, `${all.machine['processor']} · ${all.date.slice(0, 10)} · besides: ${all.machine['meanwhile']}`))
+  await writeFile(`${base}.svg`, chart(all.outcomes, `${all.machine['processor']} · ${all.date.slice(0, 10)} · ${cores.contestant.length} core each · what else the machine did is beside the figures`))
   process.stderr.write(`written: ${base}.json, .md and .svg\n`)
 }
 
