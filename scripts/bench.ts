@@ -108,16 +108,7 @@ function machine (): Results['machine'] {
 }
 
 async function tell (results: Results): Promise<void> {
-  const about = Object.entries(results.machine).map(([name, value]) => `${name} ${value}`).join(' · ')
-  const text = `# Measured ${results.date.slice(0, 16).replace('T', ' ')} UTC
-
-${about}
-
-${summary(results.outcomes)}
-${results.notDone.map(({ name, why }) => `\n${name} was not done: ${why}\n`).join('')}
-${details(results.outcomes)}
-`
-  process.stdout.write(text)
+  process.stdout.write(document(results))
   if (values['no-write'] === true) return
   const folder = values.to ?? join(TOP, 'bench/results')
   await mkdir(folder, { recursive: true })
@@ -125,9 +116,20 @@ ${details(results.outcomes)}
   // A run of some works replaces those in the results of the day, and leaves the others.
   const all = await merged(`${base}.json`, results)
   await writeFile(`${base}.json`, `${JSON.stringify(all, null, 1)}\n`)
-  await writeFile(`${base}.md`, text)
-  await writeFile(`${base}.svg`, chart(results.outcomes, `${results.machine['processor']}, ${results.date.slice(0, 10)}`))
+  await writeFile(`${base}.md`, document(all))
+  await writeFile(`${base}.svg`, chart(all.outcomes, `${all.machine['processor']} · ${all.date.slice(0, 10)} · ${cores.contestant.length} core each · what else the machine did is beside the figures`))
   process.stderr.write(`written: ${base}.json, .md and .svg\n`)
+}
+
+function document ({ date, machine: about, outcomes, notDone }: Results): string {
+  return `# Measured ${date.slice(0, 16).replace('T', ' ')} UTC
+
+${Object.entries(about).map(([name, value]) => `${name} ${value}`).join(' · ')}
+
+${summary(outcomes)}
+${notDone.map(({ name, why }) => `\n${name} was not done: ${why}\n`).join('')}
+${details(outcomes)}
+`
 }
 
 async function merged (path: string, results: Results): Promise<Results> {
@@ -137,7 +139,9 @@ async function merged (path: string, results: Results): Promise<Results> {
   } catch {
     return results
   }
-  return { ...results, outcomes: [...before.outcomes.filter(({ name }) => !results.outcomes.some(other => other.name === name)), ...results.outcomes] }
+  const places = WORKS.map(({ work }) => work.name)
+  const outcomes = [...before.outcomes.filter(({ name }) => !results.outcomes.some(other => other.name === name)), ...results.outcomes]
+  return { ...results, outcomes: outcomes.toSorted((one, other) => places.indexOf(one.name) - places.indexOf(other.name)) }
 }
 
 function wholeNumber (name: string, text: string | undefined): number | undefined {

@@ -13,12 +13,19 @@ export interface LoadPlan { readonly connections: number, readonly milliseconds:
 /** Runs the client against a port, on the client's cores, and says what the contestant used up meanwhile. Throws
  * where a single answer was not what it should be. */
 export async function load (program: string, { pki, cores }: Materials, port: Port, plan: LoadPlan): Promise<{ load: Load, cpu: number, busy: number }> {
-  const before = cpuSeconds(port.pid)
-  const from = performance.now()
-  const text = await output(cores.client, [program, '::1', String(port.port), pki.client.certificate, pki.client.key, String(plan.connections), String(plan.milliseconds), plan.path, plan.mode])
+  let before = cpuSeconds(port.pid)
+  let from = performance.now()
+  const child = start(cores.client, [program, '::1', String(port.port), pki.client.certificate, pki.client.key, String(plan.connections), String(plan.milliseconds), plan.path, plan.mode], { stdio: ['ignore', 'pipe', 'inherit'] })
+  let text = ''
+  for await (const line of createInterface({ input: child.stdout! })) {
+    text = line
+    if (!line.includes('"ready"')) continue
+    before = cpuSeconds(port.pid)
+    from = performance.now()
+  }
   const cpu = cpuSeconds(port.pid) - before
   const result = JSON.parse(text) as Load
-  if (result.errors > 0 || result.done === 0) throw new Error(`${result.done} answers and ${result.errors} errors from port ${port.port}`)
+  if (result.errors > 0 || !(result.bytes > 0 || result.done > 0)) throw new Error(`${result.done} answers and ${result.errors} errors from port ${port.port}`)
   return { load: result, cpu, busy: cpu / ((performance.now() - from) / 1000) }
 }
 

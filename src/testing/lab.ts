@@ -20,6 +20,8 @@ export class Lab {
   readonly #folder: string
   readonly #logger: Logger
   readonly #devices: LabDevice[] = []
+  /** How many folders were given away: devices may be started at once. */
+  #folders = 0
 
   private constructor (folder: string, logger: Logger) {
     this.#folder = folder
@@ -35,7 +37,7 @@ export class Lab {
    * it, as by `device request`, `issue` and `install`. */
   async device (options: LabDeviceOptions): Promise<LabDevice> {
     if (this.#devices.some(({ name }) => name === options.name)) throw new Error(`there is a device ${options.name} already`)
-    const device = new LabDevice(options, join(this.#folder, String(this.#devices.length)), this.clock, this.#logger.child({ lab: options.name }))
+    const device = new LabDevice(options, join(this.#folder, String(this.#folders++)), this.clock, this.#logger.child({ lab: options.name }))
     await device.start()
     const holder = this.#devices.find(({ user }) => user === options.user)
     this.#devices.push(device)

@@ -1,0 +1,84 @@
+import { spawnSync } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { chart } from '../scripts/bench/chart.js'
+import { contest, median, type Contestant, type Outcome, type Work } from '../scripts/bench/contest.js'
+import { fill } from '../scripts/bench/materials.js'
+import { details, summary } from '../scripts/bench/report.js'
+import { WORKS } from '../scripts/bench/works.js'
+
+const TOP = fileURLToPath(new URL('../..', import.meta.url))
+const BENCH = join(TOP, 'build/scripts/bench.js')
+const WORK: Work = { name: 'work', title: 'a <work>', unit: '/s', better: 'more', rounds: 3, ours: 'patchcord', goal: { of: 'other', ratio: 2 } }
+
+/** Gives the values one after the other, the first as its warm-up. */
+function contestant (name: string, values: readonly number[], log: string[], missing?: string): Contestant {
+  return {
+    name, version: '1.0', ...missing === undefined ? {} : { missing },
+    start: async () => {
+      log.push(`start ${name}`)
+      const left = [...values]
+      return {
+        turn: async () => {
+          const value = left.shift()
+          if (value === undefined) throw new Error(`${name} failed`)
+          log.push(name)
+          return { value, perCpu: value * 2 }
+        },
+        stop: async () => { log.push(`stop ${name}`) },
+      }
+    },
+  }
+}
+
+const run = (work: Work, contestants: readonly Contestant[]): Promise<Outcome> => contest(work, contestants, { onTurn: () => undefined, load: () => 0 })
+
+await t.test('what is not a work, an option or a number is refused', t => {
+  for (const args of [['no-such-work'], ['--fast'], ['--rounds', '0'], ['--rounds', 'x'], ['--cores', '1.5']]) {
+    const { status, stderr } = spawnSync(process.execPath, [BENCH, ...args], { encoding: 'utf8' })
+    t.equal(status, 2, args.join(' '))
+    t.match(stderr, /^bench: /)
+  }
+  const { status, stdout } = spawnSync(process.execPath, [BENCH, '--list'], { encoding: 'utf8' })
+  t.equal(status, 0)
+  for (const { work } of WORKS) t.ok(stdout.includes(`${work.name} `), work.name)
+  t.end()
+})
+
+await t.test('one that throws ends the contest, and everything that was started is stopped', async t => {
+  const log: string[] = []
+  await t.rejects(run(WORK, [contestant('patchcord', [1, 1, 1, 1], log), contestant('other', [1, 1], log)]), /other failed/)
+  t.same(log.slice(-2), ['stop patchcord', 'stop other'])
+})
+
+await t.test('turns alternate, the warm-up does not count, ratios are made within a round', async t => {
+  const log: string[] = []
+  const outcome = await run(WORK, [contestant('patchcord', [1000, 2, 4, 300], log), contestant('other', [1, 1, 2, 100], log), contestant('third', [], log, 'not installed; Debian package third')])
+  t.same(log, ['start patchcord', 'start other', 'patchcord', 'other', 'other', 'patchcord', 'patchcord', 'other', 'other', 'patchcord', 'stop patchcord', 'stop other'])
+  t.same(outcome.ratios['other'], { median: 2, low: 2, high: 3 })
+  t.same(outcome.cpuRatios['other'], { median: 2, low: 2, high: 3 })
+  t.equal(outcome.standings[0]?.median, 4)
+  t.equal(outcome.reached, true)
+  t.same(outcome.missing, [{ name: 'third', why: 'not installed; Debian package third' }])
+  t.match(details([outcome]), /third: not installed; Debian package third\./)
+  t.match(summary([outcome]), /other 2\.00.*2 × other \| yes/)
+  const svg = chart([outcome], 'a & b')
+  t.match(svg, /a &amp; b/)
+  t.match(svg, /2\.00 ×/)
+  const less = await run({ ...WORK, better: 'less', goal: { limit: 3 } }, [contestant('patchcord', [9, 2, 2, 2], log), contestant('other', [9, 4, 4, 4], log)])
+  t.equal(less.ratios['other']?.median, 2, 'half of what is better smaller is twice as good')
+  t.equal(less.reached, true)
+  const alone = await run(WORK, [contestant('patchcord', [1, 1, 1, 1], log), contestant('other', [], log, 'not installed')])
+  t.equal(alone.reached, undefined, 'nothing is reached beside somebody who is missing')
+  t.equal(median([4, 1, 3, 2]), 2.5)
+})
+
+await t.test('every configuration of a peer has its values named, and asks for none that is not given', async t => {
+  for (const name of readdirSync(join(TOP, 'bench/peers'))) {
+    const keys = [...new Set([...readFileSync(join(TOP, 'bench/peers', name), 'utf8').matchAll(/@([A-Z_]+)@/g)].map(match => match[1]!))]
+    await t.rejects(fill(name, {}), /asks for/)
+    t.notMatch(await fill(name, Object.fromEntries(keys.map(key => [key, 'x']))), /@[A-Z_]+@/)
+  }
+})
