@@ -15,7 +15,7 @@ import { cable, Machine, whyNoNamespaces } from '../test/fixtures/network.js'
 // network namespace, each cable a veth pair.
 //
 //   npm run test:cable                        everything
-//   npm run test:cable -- link converge       some of it
+//   npm run test:cable -- pair converge       some of it (pair, link, converge, cuts, interfaces, address, five)
 //   CABLE_DOCS=1000 CABLE_CUTS=5 CABLE_SEED=7 npm run test:cable
 //
 // Prints one JSON line per result; exits 1 where one does not hold, 0 with a reason where namespaces cannot
@@ -115,6 +115,20 @@ class Box {
     return new ControlClient(join(this.home, 'control.sock')).call(name, args)
   }
 
+  /** Runs a command line on this machine with `--json`, to its end. `onEvent` sees each line. */
+  async run (args: readonly string[], onEvent: (event: Record<string, unknown>) => void = () => undefined): Promise<{ code: number | null, last: Record<string, unknown>, stderr: string }> {
+    const child = this.machine.spawn(process.execPath, [BIN, ...args, '--json', '--home', this.home], { stdio: ['ignore', 'pipe', 'pipe'], env: { PATH: process.env['PATH'] ?? '', HOME: '/nonexistent' } })
+    let last: Record<string, unknown> = {}
+    let stderr = ''
+    child.stderr!.on('data', (chunk: Buffer) => { stderr += chunk.toString() })
+    createInterface({ input: child.stdout! }).on('line', line => {
+      last = JSON.parse(line) as Record<string, unknown>
+      onEvent(last)
+    })
+    const [code] = await once(child, 'close') as [number | null]
+    return { code, last, stderr }
+  }
+
   async db (method: string, path: string, body?: unknown): Promise<{ status: number, value: unknown }> {
     const id = ++this.#asked
     const { status, text } = await new Promise<{ status: number, text: string }>(resolve => {
@@ -212,6 +226,37 @@ type Ends = ReadonlyArray<readonly [Box, string]>
 
 async function connected (one: Box, other: Box): Promise<number> {
   return await until(`${one.name} and ${other.name} being connected`, async () => await one.isConnected(other) && await other.isConnected(one))
+}
+
+/** `patchcord pair` on one machine, `patchcord pair <code or link>` on the other, over link-local alone. */
+async function testPair (folder: string): Promise<void> {
+  const pairs: Box[] = []
+  try {
+    for (const by of ['code', 'link'] as const) {
+      const [one, other] = [await Box.start(folder, `pair-${by}-one`), await Box.start(folder, `pair-${by}-other`)] as const
+      pairs.push(one, other)
+      cable(one.machine, 'eth0', other.machine, 'eth1')
+      setLink([[one, 'eth0'], [other, 'eth1']], 'up')
+      await Promise.all([addressed(one, 'eth0'), addressed(other, 'eth1')])
+      const relation = by === 'code' ? 'peer' : 'own'
+      let opened: ReturnType<Box['run']> | undefined
+      const invitation = await new Promise<string>(resolve => {
+        opened = one.run(['pair', '--as', relation, '--yes'], event => { if (event['event'] === 'window') resolve(String(event[by])) })
+      })
+      const from = performance.now()
+      const joined = await other.run(['pair', invitation, '--as', relation, '--yes'])
+      const took = performance.now() - from
+      const { code, last } = await opened!
+      const ok = joined.code === 0 && code === 0 && joined.last['device'] === one.device && last['device'] === other.device && last['relation'] === relation
+      const toConnected = ok ? await connected(one, other) : -1
+      const { peers } = await other.call('status', {})
+      const isLocal = peers.every(({ address }) => address?.startsWith('[fe80:') === true)
+      report(`pair by ${by} over link-local alone`, ok && isLocal, { relation, pairMs: Math.round(took), ofThatLookingMs: by === 'code' ? 1_500 : 0, thenConnectedMs: Math.round(toConnected), ...ok ? {} : { stderr: joined.stderr } })
+      for (const box of pairs.splice(0)) await box.down()
+    }
+  } finally {
+    for (const box of pairs) await box.down()
+  }
 }
 
 async function testLink (one: Box, other: Box, ends: Ends): Promise<void> {
@@ -336,6 +381,7 @@ const wants = (name: string): boolean => wanted.length === 0 || wanted.includes(
 const folder = await mkdtemp(join(tmpdir(), 'cable-'))
 const boxes: Box[] = []
 try {
+  if (wants('pair')) await testPair(folder)
   if (['link', 'converge', 'cuts', 'interfaces', 'address'].some(wants)) {
     const one = await Box.start(folder, 'one')
     const other = await Box.start(folder, 'other')

@@ -1,16 +1,21 @@
-// All faults of downloads on real processes: `npm run test:faults [seed]`. It takes about half an hour; the
-// samples in `npm test` (test/download-faults.test.ts) run the same code. Exits 1 if anything went wrong.
+// All faults on real processes: `npm run test:faults [state|downloads|pairing] [seed]`. State and downloads take about
+// half an hour each, the pairings ten minutes; the samples in `npm test` run the same code
+// (test/state-faults.test.ts, test/download-faults.test.ts, test/pairing-faults.test.ts). Exits 1 if anything went wrong.
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LEAF_BYTES } from '../src/files/content-id.js'
 import { fillDisk, killAt, lie, stall, vanish } from '../test/fixtures/download-faults.js'
+import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
 import { startFaultWorld } from '../test/fixtures/fault-world.js'
+import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-faults.js'
 
 const KILLS = 200
 const LEAVES = 192
-let seed = Number(process.argv[2] ?? 1)
+const args = process.argv.slice(2)
+const parts = args.filter(arg => arg === 'state' || arg === 'downloads' || arg === 'pairing')
+let seed = Number(args.find(arg => /^\d+$/.test(arg)) ?? 1)
 /** mulberry32: the moments can be had again by the seed. */
 const random = (): number => {
   seed = (seed + 0x6d2b79f5) | 0
@@ -24,43 +29,79 @@ const say = (isGood: boolean, what: string): void => {
   process.stdout.write(`${isGood ? 'ok' : 'NOT OK'}  ${what}\n`)
 }
 
-const world = await startFaultWorld(mkdtempSync(join(tmpdir(), 'pcf-')), 2, LEAVES * LEAF_BYTES + 11)
-try {
+/** kill -9 of each process while state is written. */
+async function faultState (): Promise<void> {
+  const states = await startStateWorld(mkdtempSync(join(tmpdir(), 'pcs-')))
   for (let run = 1; run <= KILLS; run++) {
-    const leaves = Math.floor(random() * LEAVES)
-    const delay = Math.floor(random() * 20)
-    const { right, had, fetched, missing } = await killAt(world, leaves, delay)
-    say(right && fetched <= missing + LEAF_BYTES, `kill -9 ${run}: ${had} leaves were there, ${missing} bytes were missing, ${fetched} were asked for`)
+    const victim = VICTIMS[Math.floor(random() * VICTIMS.length)]!
+    const delay = Math.floor(random() * 600)
+    try {
+      const { right, what } = await killWhileWriting(states, victim, delay, run)
+      say(right, `kill -9 ${run} of the ${victim} after ${delay} ms: ${what}`)
+    } catch (error) {
+      say(false, `kill -9 ${run} of the ${victim} after ${delay} ms: ${String(error)}`)
+      if (states.laptop.service === undefined) await states.laptop.start()
+    }
   }
-  for (let run = 1; run <= 10; run++) {
-    const { right, seconds } = await stall(world, 200 + random() * 500)
-    say(right, `a source that stalls: ${seconds.toFixed(1)} s`)
-    await world.receiver.connected(2)
-  }
-  for (let run = 1; run <= 10; run++) say((await vanish(world, 200 + random() * 500)).right, 'a source that vanishes')
-  for (let run = 1; run <= 10; run++) {
-    const leaf = Math.floor(random() * LEAVES)
-    const { right, dropped } = await lie(world, leaf)
-    say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a source that lies in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
-    // Distrust lasts for a session.
-    await world.receiver.stop()
-    await world.receiver.start()
-    await world.receiver.connected(2)
-  }
-} finally {
-  await world.stop()
+  await states.laptop.stop()
 }
 
-const disk = mkdtempSync(join(tmpdir(), 'pcd-'))
-try {
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64m', 'none', disk], { stdio: 'ignore' })
-  const small = await startFaultWorld(join(disk, 'w'), 1, 8 * LEAF_BYTES)
-  const { right, paused } = await fillDisk(small, disk)
-  say(right && paused, 'a full disk is waited for')
-  await small.stop()
-  execFileSync('umount', [disk])
-} catch (error) {
-  process.stdout.write(`NOT TESTED: a full disk takes root to mount a small one (${String(error)})\n`)
+async function faultDownloads (): Promise<void> {
+  const world = await startFaultWorld(mkdtempSync(join(tmpdir(), 'pcf-')), 2, LEAVES * LEAF_BYTES + 11)
+  try {
+    for (let run = 1; run <= KILLS; run++) {
+      const leaves = Math.floor(random() * LEAVES)
+      const delay = Math.floor(random() * 20)
+      const { right, had, fetched, missing } = await killAt(world, leaves, delay)
+      say(right && fetched <= missing + LEAF_BYTES, `kill -9 ${run}: ${had} leaves were there, ${missing} bytes were missing, ${fetched} were asked for`)
+    }
+    for (let run = 1; run <= 10; run++) {
+      const { right, seconds } = await stall(world, 200 + random() * 500)
+      say(right, `a source that stalls: ${seconds.toFixed(1)} s`)
+      await world.receiver.connected(2)
+    }
+    for (let run = 1; run <= 10; run++) say((await vanish(world, 200 + random() * 500)).right, 'a source that vanishes')
+    for (let run = 1; run <= 10; run++) {
+      const leaf = Math.floor(random() * LEAVES)
+      const { right, dropped } = await lie(world, leaf)
+      say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a source that lies in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
+      // Distrust lasts for a session.
+      await world.receiver.stop()
+      await world.receiver.start()
+      await world.receiver.connected(2)
+    }
+  } finally {
+    await world.stop()
+  }
+
+  const disk = mkdtempSync(join(tmpdir(), 'pcd-'))
+  try {
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64m', 'none', disk], { stdio: 'ignore' })
+    const small = await startFaultWorld(join(disk, 'w'), 1, 8 * LEAF_BYTES)
+    const { right, paused } = await fillDisk(small, disk)
+    say(right && paused, 'a full disk is waited for')
+    await small.stop()
+    execFileSync('umount', [disk])
+  } catch (error) {
+    process.stdout.write(`NOT TESTED: a full disk takes root to mount a small one (${String(error)})\n`)
+  }
+  rmdirSync(disk)
 }
-rmdirSync(disk)
+
+/** The kill table: each row is a fresh pair of devices. */
+async function faultPairing (): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'pcp-'))
+  const ends = { both: 0, neither: 0, torn: 0 }
+  for (const row of PAIRING_KILLS) {
+    const { end, expected, detail } = await killDuringPairing(join(folder, 'w'), row)
+    ends[end] += 1
+    say(end !== 'torn' && end === (expected ?? end), `${row.relation}: ${row.who} dies with M${row.message} ${row.arrives ? `arrived ${row.delay} ms ago` : 'lost'}: ${end}; ${detail}`)
+  }
+  rmdirSync(folder)
+  process.stdout.write(`${PAIRING_KILLS.length} kills during a pairing: ${JSON.stringify(ends)}\n`)
+}
+
+if (parts.length === 0 || parts.includes('state')) await faultState()
+if (parts.length === 0 || parts.includes('pairing')) await faultPairing()
+if (parts.length === 0 || parts.includes('downloads')) await faultDownloads()
 process.exit(failed === 0 ? 0 : 1)

@@ -1,9 +1,10 @@
 import { once } from 'node:events'
 import { Agent as HttpAgent, createServer as createHttpServer, type IncomingMessage, type RequestListener } from 'node:http'
-import { connect as tcpConnect, type AddressInfo, type Socket } from 'node:net'
+import { connect as tcpConnect, createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { createServer as createTlsServer, type TLSSocket } from 'node:tls'
 import t from 'tap'
+import type { Address } from '../src/core/address.js'
 import { systemClock } from '../src/core/clock.js'
 import { PatchcordError } from '../src/core/errors.js'
 import type { DatabaseName, DeviceId } from '../src/core/ids.js'
@@ -46,12 +47,13 @@ const strange = await makeDevice(stranger)
 const self = await makeDevice(await user())
 
 /** An HTTPS server that shows whatever it likes, and counts what it is sent after the handshake. */
-async function impostor (t: { teardown (end: () => unknown): void }, shown: { key: string, cert: string }, answer: RequestListener): Promise<{ port: number, requests: IncomingMessage[], bytes: () => number }> {
+async function impostor (t: { teardown (end: () => unknown): void }, shown: { key: string, cert: string }, answer: RequestListener): Promise<{ port: number, requests: IncomingMessage[], bytes: () => number, stall: () => void }> {
   const requests: IncomingMessage[] = []
   let bytes = 0
+  let isStalled = false
   const http = createHttpServer((request, response) => {
     requests.push(request)
-    answer(request, response)
+    if (!isStalled) answer(request, response)
   })
   const sockets = new Set<Socket>()
   const tls = createTlsServer({ ...shown, requestCert: true, rejectUnauthorized: false, minVersion: 'TLSv1.3' }, (socket: TLSSocket) => {
@@ -67,7 +69,7 @@ async function impostor (t: { teardown (end: () => unknown): void }, shown: { ke
     for (const socket of sockets) socket.destroy()
     tls.close()
   })
-  return { port: (tls.address() as AddressInfo).port, requests, bytes: () => bytes }
+  return { port: (tls.address() as AddressInfo).port, requests, bytes: () => bytes, stall: () => { isStalled = true } }
 }
 
 function agentTo (port: number, { ca = friend.ca, revoked = new Set<DeviceId>(), clockAt = now }: { ca?: string, revoked?: Set<DeviceId>, clockAt?: number } = {}): PeerAgent {
@@ -141,6 +143,52 @@ await t.test('a link: mail that changes all the time does not make it spin, and 
   t.ok(mails > 1 && mails < 15, `${mails} mails in a second`)
 })
 
+await t.test('addresses are raced: the first that proves to be the device wins, and the others are cut', async t => {
+  const proof = { key: peer.serverKey, cert: peer.serverCertificate }
+  // It takes every connection and says nothing, as a machine does that was unplugged half-way.
+  const silent = new Set<Socket>()
+  let closed = 0
+  const hole = createTcpServer(socket => {
+    silent.add(socket.on('error', () => undefined).on('close', () => { closed++ }).resume())
+  }).listen({ host: '::1', port: 0 })
+  await once(hole, 'listening')
+  t.teardown(() => {
+    for (const socket of silent) socket.destroy()
+    hole.close()
+  })
+  const honest = await impostor(t, proof, (request, response) => { if (request.url !== '/mail') response.end('{}') })
+  const stranger = await impostor(t, { key: strange.serverKey, cert: strange.serverCertificate }, (_request, response) => { response.end('{}') })
+  // It proves to be the device, as who relays the bytes of the real one does, and answers nothing.
+  const relayed = await impostor(t, proof, () => undefined)
+  const spare = await impostor(t, proof, (request, response) => { if (request.url !== '/mail') response.end('{}') })
+  const at = (port: number): Address => ({ host: '::1', port })
+  const port = (hole.address() as AddressInfo).port
+  const link = new PeerLink({
+    device: peer.device,
+    credentials: async () => ({ key: self.key, certificate: self.certificate, ca: friend.ca, revoked: new Set() }),
+    addresses: () => [at(port), at(stranger.port), at(relayed.port), at(honest.port), at(spare.port)],
+    clock: systemClock, logger: silentLogger(), onMail: () => undefined, onChange: () => undefined,
+  })
+  const until = async (what: string, holds: () => boolean): Promise<void> => {
+    const deadline = performance.now() + 30_000
+    while (!holds()) {
+      if (performance.now() > deadline) throw new Error(`waited 30 s for ${what}`)
+      await new Promise(resolve => { setTimeout(resolve, 10) })
+    }
+  }
+  await until('the link', () => link.connected)
+  t.equal(link.address?.port, honest.port)
+  t.equal(stranger.bytes(), 0, 'who is not the device is asked nothing')
+  await until('the losers being cut', () => closed === silent.size)
+
+  // Where the peer is now answers no more, and it proves to be elsewhere: nobody waits for a time-out.
+  honest.stall()
+  link.check()
+  await until('the link at the other address', () => link.connected && link.address?.port === spare.port)
+  t.ok(relayed.requests.length >= 1)
+  await link.stop()
+})
+
 await t.test('what a pull writes was asked for: a hostile database gets nothing else in', async t => {
   const owner = { username: 'me', password: 'pw', scope: { kind: 'owner' } } as const
   const embedded = await startEmbedded({ dir: join(t.testdir({}), 'couch'), accounts: [owner, { username: 'sync', password: 'pw', scope: { kind: 'peer', databases: { mine: 'write' } } }], listen: { host: '::1', port: 0 } })
@@ -199,7 +247,7 @@ await t.test('what a pull writes was asked for: a hostile database gets nothing 
   const pull = new Pull({
     source: { device: peer.device, database: 'theirs' as DatabaseName, agent: source },
     target: { url: embedded.url, database: 'mine' as DatabaseName, agent: targetAgent, username: 'sync', password: 'pw' },
-    logger: silentLogger(),
+    checkRoom: async () => undefined, clock: systemClock, logger: silentLogger(),
   })
   t.teardown(async () => {
     await pull.stop()

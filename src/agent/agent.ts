@@ -11,30 +11,40 @@ import type { Home } from '../core/home.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { Resources } from '../core/lifecycle.js'
 import type { Limits } from '../core/limits.js'
-import type { Logger, LogLevel } from '../core/log.js'
+import { LogTail, type Logger, type LogLevel } from '../core/log.js'
 import type { ListenInfo, Status } from '../control/operations.js'
 import { checkSocketPath, ControlServer } from '../control/server.js'
 import { FileStore } from '../files/store.js'
+import { confinementOf } from '../machine/confinement.js'
 import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
+import type { ServerCounts } from '../server/counts.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
-import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
+import { Conflicts } from './conflicts.js'
+import { CouchClient, readLogin, type CouchLogin } from './couch-client.js'
+import { hostEmbedded, type CouchHost } from './couch-host.js'
+import { useCouch } from './couch-own.js'
+import { readAdministrator } from './couch-setup.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
 import { NO_MAIL, writeMail } from './mail.js'
+import { renderMetrics } from './metrics.js'
 import { Offers } from './offers.js'
 import { operationsOf } from './operations.js'
 import { Pairing } from './pairing.js'
 import { FileSources } from './file-sources.js'
 import { FollowPolicies } from './follow-policies.js'
 import { Following } from './following.js'
+import { watchForGaps } from './gap-watch.js'
 import { Peers } from './peers.js'
 import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
+import { KEEP_FREE_BYTES, PEER_QUOTA_BYTES, Room } from './room.js'
+import { migrate } from './state-version.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
 import { TrustBook } from './trust-book.js'
 import { TrustLife } from './trust-life.js'
@@ -57,6 +67,8 @@ export interface AgentOptions {
 
 export interface AgentCollaborators {
   readonly logger: Logger
+  /** Where the logger's lines, and the server's, are kept for `patchcord logs`; empty unless given. */
+  readonly log?: LogTail
   readonly clock?: Clock
 }
 
@@ -73,6 +85,7 @@ export class Agent {
   readonly home: Home
   readonly clock: Clock
   readonly logger: Logger
+  readonly log: LogTail
   readonly events = new EventEmitter()
   readonly keystore: Keystore
   readonly book: TrustBook
@@ -80,8 +93,10 @@ export class Agent {
   readonly life: TrustLife
   readonly store: FileStore
   readonly peers: Peers
+  readonly room: Room
   readonly sources: FileSources
   readonly downloads: Downloads
+  readonly conflicts = new Conflicts((database, conflicts) => { this.emit({ event: 'conflicts', database, conflicts }) })
   /** Imports under way: what they added may not be recorded yet. */
   importing = 0
   readonly #options: AgentOptions
@@ -100,10 +115,11 @@ export class Agent {
   #revoked: ReadonlySet<DeviceId> = new Set()
   #halted: { readonly reason: string, readonly hint: string } | undefined
 
-  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
+  private constructor (options: AgentOptions, { logger, log = new LogTail(), clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
     this.home = options.home
     this.#options = options
     this.logger = logger
+    this.log = log
     this.clock = clock
     this.#resources = resources
     this.keystore = keystore
@@ -117,6 +133,8 @@ export class Agent {
     const couch = (): CouchHost => this.#couch
     this.peers = new Peers({
       book, clock, logger,
+      conflicts: database => this.conflicts.count(database),
+      checkRoom: (device, bytes) => this.room.check(device, bytes),
       isRevoked: device => this.#revoked.has(device),
       isOver: known => cas.isOver(known.user),
       credentials: async known => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca: known.ca, revoked: this.#revoked }),
@@ -125,12 +143,22 @@ export class Agent {
       createDatabase: name => this.createDatabase(name),
       emit: event => {
         this.emit(event)
-        if ((event as { event?: unknown }).event === 'connected') this.#following?.retry()
+        const { event: what, device } = event as { event?: unknown, device?: DeviceId }
+        if (what !== 'connected' || device === undefined) return
+        this.#following?.retry()
+        this.#pairing?.mending.reached(device)
       },
       onMail: (device, mail) => {
         this.#offers.mailCame(device, mail).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'offers in the mail of a device were not taken in') })
       },
       onTrustMail: (device, mail, origin, user) => { this.life.received(device, mail, origin, user) },
+    })
+    this.room = new Room({
+      folder: this.home.root,
+      couch: () => this.#couch.client,
+      keepFree: () => this.keepFree,
+      quota: device => this.quotaOf(device),
+      received: device => this.peers.peer(device)?.received() ?? [],
     })
     this.life = new TrustLife({
       keystore, book, cas, clock, logger,
@@ -138,6 +166,11 @@ export class Agent {
       serially: change => this.serially(change),
       apply: change => this.apply(change),
       tellMail: () => this.#tellMail(),
+      mending: {
+        bridged: () => this.#pairing?.mending.bridged ?? new Set(),
+        suspended: () => this.#pairing?.mending.suspended ?? new Set(),
+        certificatesFor: device => this.#pairing?.mending.certificatesFor(device),
+      },
       halt: (reason, hint) => this.halt(reason, hint),
       retryLinks: () => { for (const { link } of this.peers.all()) if (!link.connected) link.retry() },
       emit: event => { this.emit(event) },
@@ -156,6 +189,8 @@ export class Agent {
       await mkdir(home.root, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, home.root) })
       const lock = await takeLock(home.lock)
       resources.add(() => lock.release())
+      const { from, to } = await migrate(home.root)
+      if (from !== to) collaborators.logger.info({ from, to }, 'the state was brought to this version; a copy of what it was is kept')
       const keystore = await Keystore.openOrCreate(home.identity, clock, { alongside: () => Revocations.create(home.root) })
       const book = await TrustBook.open(home.root)
       const cas = await CaBook.open(home.root)
@@ -173,7 +208,10 @@ export class Agent {
   }
 
   get name (): string { return this.#settings.name }
+  /** Bytes that stay free on the disk whatever is received. */
+  get keepFree (): number { return this.#settings.keepFree ?? KEEP_FREE_BYTES }
   get couch (): CouchHost { return this.#couch }
+  get allowRouted (): boolean { return this.#options.allowRouted ?? false }
   get pairing (): Pairing { return this.#pairing }
   /** Where the bridge is, and its login for any database of any peer. */
   get bridgeLogin (): { url: string, username: string, token: string } { return { url: this.#bridge.url, username: BRIDGE_USER, token: this.#settings.bridgeToken } }
@@ -195,6 +233,22 @@ export class Agent {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
   }
 
+  /** What the databases received from a device may fill (bytes), or undefined where it has no quota. */
+  quotaOf (device: DeviceId): number | undefined {
+    const chosen = this.#settings.quotas?.[device]
+    if (chosen !== undefined) return chosen ?? undefined
+    return this.book.known.get(device)?.relation === 'own' ? undefined : PEER_QUOTA_BYTES
+  }
+
+  /** Keeps what stays free, and the quota of a device (null for none); what waits for room looks again. */
+  async setRoom ({ keepFree, device, quota }: { keepFree?: number | undefined, device?: DeviceId | undefined, quota?: number | null | undefined }): Promise<void> {
+    await this.#keep({
+      ...keepFree === undefined ? {} : { keepFree },
+      ...device === undefined || quota === undefined ? {} : { quotas: { ...this.#settings.quotas, [device]: quota } },
+    })
+    for (const peer of this.peers.all()) peer.retryReceiving()
+  }
+
   emit (event: object): void {
     this.events.emit('event', event)
   }
@@ -207,11 +261,20 @@ export class Agent {
       addresses: this.#server.addresses.flatMap(reachableAddresses).map(formatAddress),
       bridge: this.#bridge.url,
       couch: { url: this.#couch.url, kind: this.#couch.kind },
-      server: { pid: this.#server.pid ?? null, confined: null },
+      server: { pid: this.#server.pid ?? null, confined: confinementOf(this.#server.pid ?? 'self') },
       stopped: this.#halted ?? null,
-      notices: this.life.notices,
+      notices: [...this.life.notices, ...this.#pairing.mending.notices],
       peers: this.peers.all().map(peer => ({ ...peer.status(), files: { missing: this.#following.missing(peer.received()) } })),
     }
+  }
+
+  /** What the server counted since it started; undefined where none answers. */
+  serverCounts (): Promise<ServerCounts | undefined> { return this.#server.counts() }
+
+  /** The server's log is this service's. */
+  #serverSaid (line: string): void {
+    process.stderr.write(`${line}\n`)
+    this.log.add(line)
   }
 
   /** Runs changes of trust one after the other, each with the book as the one before left it. */
@@ -230,13 +293,13 @@ export class Agent {
       // Who is revoked is not let in again, so its last mail, which tells it, goes out before it is cut.
       await this.#tellMail()
       cut = await toServer()
-      await this.#couch.setAccounts(this.#accounts.all(this.book))
+      await this.#couch.setAccounts(this.#accounts.all(this.book, this.#revoked))
     } else {
-      await this.#couch.setAccounts(this.#accounts.all(this.book))
+      await this.#couch.setAccounts(this.#accounts.all(this.book, this.#revoked))
       cut = await toServer()
     }
     await this.peers.reconcile()
-    this.#discovery?.setKnown(this.peers.devices)
+    this.lookForKnown()
     this.#following.retry()
     return cut
   }
@@ -268,6 +331,11 @@ export class Agent {
     return windows.map(({ address }) => address)
   }
 
+  /** Tells discovery whom to look for: who is known, and who may be. */
+  lookForKnown (): void {
+    this.#discovery?.setKnown([...new Set([...this.peers.devices, ...this.#pairing?.mending.wanted ?? []])])
+  }
+
   /** Announces a pairing window under a random name until the returned function is called. */
   announceWindow (port: number): () => void {
     return this.#discovery?.announcePairing({ port }) ?? (() => undefined)
@@ -284,27 +352,30 @@ export class Agent {
 
   async #start (patience: number): Promise<void> {
     const { clock, logger } = this
-    const { couch, inProcess = false, home } = this.#options
+    const { inProcess = false, home } = this.#options
     await this.life.start()
     this.#resources.add(() => { this.life.stop() })
     this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
     const onDatabases = (names: DatabaseName[]): void => {
       this.#databasesAre(names).catch((error: unknown) => { logger.error({ reason: messageOf(error) }, 'the server was not told of a database') })
     }
-    if (couch === undefined) {
+    const own = await this.#ownCouch()
+    const accounts = this.#accounts.all(this.book, this.#revoked)
+    const { owner } = this.#accounts
+    if (own === undefined) {
       const port = this.#settings.couchPort ?? 0
-      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts: this.#accounts.all(this.book), owner: this.#accounts.owner, inProcess, logger, onDatabases }))
+      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts, owner, inProcess, logger, onDatabases }))
       // Checkpoints of the person's own programs depend on the URL.
       await this.#keep({ couchPort: Number(new URL(this.#couch.url).port) })
     } else {
-      this.#couch = await useCouch(couch.url, await readLogin(couch.credentialsFile), clock, logger, onDatabases)
+      this.#couch = await useCouch({ ...own, device: this.keystore.identity.device, accounts, owner, clock, logger, onDatabases })
     }
     this.#resources.add(() => this.#couch.stop())
     this.#databases = await this.#couch.databases()
 
     this.#offers = await Offers.open(this)
     let port = await this.#choosePort()
-    const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
+    const options = { folders: { data: home.files, folder: home.root }, env: () => this.#env(port), logger, clock, onLogLine: (line: string) => { this.#serverSaid(line) }, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
     const host = (): Promise<ServerHost> => inProcess ? hostInProcess(options) : hostChild(options)
     if (!isHalted) {
@@ -320,10 +391,14 @@ export class Agent {
 
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
+    const gaps = watchForGaps(clock, () => { this.peers.woke() })
+    this.#resources.add(() => { gaps.cancel() })
     await this.peers.reconcile()
     if (this.#options.discovery !== false) await this.#discover()
     this.#pairing = await Pairing.open(this)
     this.#resources.add(() => this.#pairing.stop())
+    await this.#pairing.mending.start()
+    this.lookForKnown()
     this.#bridge = await patiently(patience, () => startBridge({
       port: this.#settings.bridgePort ?? 0, logger, clock,
       tokens: [{ token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' }],
@@ -332,7 +407,7 @@ export class Agent {
     this.#resources.add(() => this.#bridge.stop())
     await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     this.downloads.goOn(id => this.sources.later(id), (id, { givers }) => this.#following.fetched(id, givers))
-    const control = new ControlServer(home.socket, operationsOf(this), logger)
+    const control = new ControlServer(home.socket, operationsOf(this), logger, { metrics: () => renderMetrics(this) })
     await control.listen()
     this.#resources.add(() => control.close())
     this.life.wake()
@@ -340,19 +415,32 @@ export class Agent {
     this.#resources.add(() => this.downloads.stop())
   }
 
+  /** The CouchDB to use in place of the embedded one: the one that was named, or the one that was set up, whose
+   * administrator goes before the login that was named with it. */
+  async #ownCouch (): Promise<{ url: string, login: CouchLogin } | undefined> {
+    const { couch } = this.#options
+    const setUp = await readAdministrator(this.home.root)
+    if (couch === undefined) return setUp === undefined ? undefined : { url: setUp.url, login: setUp }
+    const url = couch.url.replace(/\/$/, '')
+    return { url, login: setUp?.url === url ? setUp : await readLogin(couch.credentialsFile) }
+  }
+
   async #discover (): Promise<void> {
     const { clock, logger } = this
     this.#discovery = await startDiscovery({
       device: this.keystore.identity.device, port: this.#server.addresses[0]?.port ?? 0, clock, logger,
-      onCandidates: (device, addresses) => { this.peers.found(device, addresses) },
+      onCandidates: (device, addresses) => {
+        this.peers.found(device, addresses)
+        this.#pairing?.mending.found(device, addresses)
+      },
       onInterfaces: links => {
         // A peer may have been heard while nothing could be sent to it yet.
-        this.peers.linksAre(new Set(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name }) => name)))
+        this.peers.linksAre(new Map(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name, addresses }) => [name, addresses])))
         this.emit({ event: 'links', links })
       },
     })
     this.#resources.add(() => this.#discovery?.stop())
-    this.#discovery.setKnown(this.peers.devices)
+    this.lookForKnown()
   }
 
   async #startFollowing (): Promise<void> {
@@ -360,7 +448,7 @@ export class Agent {
     const couch = new CouchClient(this.#couch.url, this.#couch.loginOf(this.#accounts.owner), Infinity)
     this.#resources.add(() => { couch.close() })
     this.#following = new Following({
-      store: this.store, peers: this.peers, downloads: this.downloads, couch, clock: this.clock, logger: this.logger,
+      store: this.store, peers: this.peers, downloads: this.downloads, couch, conflicts: this.conflicts, clock: this.clock, logger: this.logger,
       policies: await FollowPolicies.open(this.home.root),
       isShared: database => [...this.book.known.values()].some(known => known.relation === 'peer' && Object.hasOwn(this.book.grantOf(known).databases, database)),
       emit: event => { this.emit(event) },

@@ -2,7 +2,7 @@ import { messageOf } from '../core/errors.js'
 import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import type { Source } from '../sync/ask-file.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 import type { Peer, Peers } from './peers.js'
 
 /** What was read of a database is read again after this long (ms). */

@@ -9,7 +9,8 @@ import type { FileStore } from '../files/store.js'
 import { askRecords, type Source } from '../sync/ask-file.js'
 import type { Downloads } from '../sync/downloads.js'
 import { prove } from '../sync/prove.js'
-import type { CouchClient } from './couch-host.js'
+import type { Conflicts } from './conflicts.js'
+import type { CouchClient } from './couch-client.js'
 import { FileFeed, sizeIn, type FileChange } from './file-feed.js'
 import { sourceOf, sourcesOn } from './file-sources.js'
 import { fetches, type FollowPolicies, type FollowPolicy } from './follow-policies.js'
@@ -21,6 +22,7 @@ export interface FollowingOptions {
   readonly downloads: Downloads
   readonly policies: FollowPolicies
   readonly couch: CouchClient
+  readonly conflicts: Conflicts
   /** Whether any other person's device may read the database here, so that a record would serve somebody. */
   readonly isShared: (database: DatabaseName) => boolean
   readonly clock: Clock
@@ -79,7 +81,10 @@ export class Following {
   async reconcile (databases: readonly DatabaseName[]): Promise<void> {
     if (this.#abort.signal.aborted) return
     const gone = [...this.#followed].filter(([database]) => !databases.includes(database))
-    for (const [database] of gone) this.#followed.delete(database)
+    for (const [database] of gone) {
+      this.#followed.delete(database)
+      this.#options.conflicts.forget(database)
+    }
     for (const database of databases) if (!this.#followed.has(database)) this.#follow(database)
     await Promise.all(gone.map(([, { feed }]) => feed.stop()))
     this.retry()
@@ -149,10 +154,11 @@ export class Following {
   }
 
   #follow (database: DatabaseName): void {
-    const { couch, clock, logger } = this.#options
+    const { couch, conflicts, clock, logger } = this.#options
     const wanted = new Map<ContentId, Wanted>()
     const feed = new FileFeed({
       couch, database, clock, logger,
+      onConflicts: losers => { conflicts.changed(database, losers) },
       onChanges: async changes => { await this.#changed(database, wanted, changes) },
       onCaughtUp: async () => { await this.#sweep(database) },
     })

@@ -1,51 +1,59 @@
 import { randomBytes } from 'node:crypto'
-import { formatAddress, parseAddress, type Address } from '../core/address.js'
-import { messageOf, PatchcordError } from '../core/errors.js'
+import { networkInterfaces } from 'node:os'
+import { formatAddress, isLoopback, parseAddress, type Address } from '../core/address.js'
+import { PatchcordError } from '../core/errors.js'
+import { DEFAULT_LIMITS } from '../core/limits.js'
 import { cut, parseDatabaseName, type DatabaseName, type DeviceId } from '../core/ids.js'
 import type { Paired, PairEvent, PairJoinArgs, PairOpenArgs } from '../control/operations.js'
-import { parseBundle, parseIssue, parseRequest } from '../identity/bundle.js'
+import { formatIssue, parseBundle, parseIssue, parseRequest } from '../identity/bundle.js'
 import { selfSigned } from '../identity/certificates.js'
 import { deviceIdOf, privateKeyFromPem } from '../identity/keys.js'
 import { readLeaf } from '../identity/leaf.js'
 import { decodePem, encodePem } from '../identity/pem.js'
-import { Charges, dialable, join, PairingWindow, parseInvitation, PendingPairs, SpentShares, type Access, type Certificates, type InitiatorHost, type Other, type Pair, type PairingHost, type Pending, type Relation } from '../pairing/index.js'
-import { askPeer, PeerAgent, readBody } from '../sync/peer-agent.js'
+import { Charges, dialable, join, PairingWindow, parseInvitation, PendingPairs, SpentShares, type Access, type Certificates, type InitiatorHost, type Other, type Pair, type PairingHost, type Relation } from '../pairing/index.js'
+import { Sources } from '../server/sources.js'
 import type { Agent } from './agent.js'
-import { parseShare, type KnownDevice } from './trust-book.js'
-
-const PENDING_RETRY_MS = 5_000
-const MOST_ANSWER_BYTES = 4096
+import { PairingMending } from './pairing-mending.js'
+import { MOST_ADDRESSES, parseShare, type KnownDevice } from './trust-book.js'
+import { UnconfirmedPairs } from './unconfirmed.js'
 
 type Emit = (event: PairEvent) => void
 
 /** Pairing as the service does it: what the pairing room needs of identity and trust, one window at a time,
- * questions to the person over the control socket, and pairs that are pending. */
+ * and questions to the person over the control socket. What an exchange that was cut leaves is `mending`. */
 export class Pairing {
+  readonly mending: PairingMending
   readonly #agent: Agent
   readonly #charges: Charges
   readonly #pending: PendingPairs
+  readonly #unconfirmed: UnconfirmedPairs
   readonly #spent: SpentShares
+  readonly #sources: Sources
   readonly #questions = new Map<string, (relation: Relation | undefined) => void>()
   #window: PairingWindow | undefined
-  #isStopped = false
 
-  private constructor (agent: Agent, charges: Charges, pending: PendingPairs) {
+  private constructor (agent: Agent, charges: Charges, pending: PendingPairs, unconfirmed: UnconfirmedPairs) {
     this.#agent = agent
     this.#charges = charges
     this.#pending = pending
+    this.#unconfirmed = unconfirmed
     this.#spent = new SpentShares(agent.clock)
+    // The limits of the open port, with a bucket of its own: a flood here leaves the open port its tokens.
+    this.#sources = new Sources(DEFAULT_LIMITS, agent.allowRouted, agent.clock)
+    this.mending = new PairingMending(agent, pending, unconfirmed, async ({ other, at }, issued) => {
+      if (this.#objection(other, false) !== undefined) return
+      await agent.serially(() => this.#commit({ role: 'I', relation: other.relation, other, certificates: issued }, at === undefined ? undefined : parseAddress(at), new Map()))
+    })
   }
 
   /** Throws `bad-state` where what it wrote down earlier is damaged. */
   static async open (agent: Agent): Promise<Pairing> {
     const { root } = agent.home
-    const pairing = new Pairing(agent, await Charges.open(root, agent.clock), await PendingPairs.open(root, agent.clock))
-    pairing.#followPending()
-    return pairing
+    return new Pairing(agent, await Charges.open(root, agent.clock), await PendingPairs.open(root, agent.clock), await UnconfirmedPairs.open(root, agent.clock))
   }
 
   async stop (): Promise<void> {
-    this.#isStopped = true
+    this.mending.stop()
     await this.#window?.close()
   }
 
@@ -53,23 +61,26 @@ export class Pairing {
   async openWindow ({ as, yes = false, share = [], linkOnly = false }: PairOpenArgs, emit: Emit, signal: AbortSignal): Promise<Paired> {
     if (yes && as === undefined) throw new PatchcordError('usage', '--yes needs the relation', { hint: 'say --as own (one person\'s devices) or --as peer (two people\'s)' })
     if (this.#window !== undefined) throw new PatchcordError('too-many', 'a pairing window is open already', { hint: 'end it, or use its code' })
-    const host = await this.#host(offered(share), false, (other, question) => yes ? Promise.resolve(as) : this.#ask(other, question, emit))
+    const agent = this.#agent
+    const host = await this.#host(this.#offered(share), false, (other, question) => yes ? Promise.resolve(as) : this.#ask(other, question, emit))
     const window = await PairingWindow.open({
       ...host,
       charges: this.#charges,
       issue: async other => await this.#issue(other),
+      admits: ({ remoteAddress, localAddress }) => this.#sources.refusal(remoteAddress, localAddress) === undefined,
       failed: (error, attemptsLeft) => { emit({ event: 'failed', error: error.message, hint: error.hint, attemptsLeft }) },
     }, { withCode: !linkOnly })
     this.#window = window
     const close = (): void => { void window.close() }
     signal.addEventListener('abort', close)
-    const silence = this.#agent.announceWindow(window.invitation.port)
+    const silence = agent.announceWindow(window.invitation.port)
     try {
       const { code, link, expiresAt, addresses } = window.invitation
       emit({ event: 'window', code: code ?? null, link, expiresAt: new Date(expiresAt).toISOString(), addresses: addresses.map(({ host, zone, port }) => ({ host: zone === undefined ? host : `${host}%${zone}`, port })) })
-      const { pair } = await window.done
+      const { pair, confirmed } = await window.done
+      if (pair !== undefined) await agent.serially(() => confirmed ? this.mending.confirmed(pair.other.device) : this.mending.lost(pair.other.device))
       if (pair === undefined) throw new PatchcordError('not-paired', 'the pairing window ended without a pair')
-      return this.#paired(pair)
+      return this.#paired(pair, confirmed || !this.mending.isUnconfirmed(pair.other.device))
     } finally {
       silence()
       signal.removeEventListener('abort', close)
@@ -84,15 +95,17 @@ export class Pairing {
     const addresses = given.length > 0 ? given : invitation.kind === 'link' ? dialable(invitation.link.addresses) : await this.#agent.findWindows()
     if (addresses.length === 0) throw new PatchcordError('unreachable', 'no pairing window was found', { hint: 'give its address with --at, or use the link that the other device shows' })
     const host: InitiatorHost = {
-      ...await this.#host(offered(share), replaceUser, (other, question) => yes ? Promise.resolve(other.relation) : this.#ask(other, question, emit)),
+      ...await this.#host(this.#offered(share), replaceUser, (other, question) => yes ? Promise.resolve(other.relation) : this.#ask(other, question, emit)),
       pending: this.#pending,
       spent: this.#spent,
       requests: async () => decodePem(await this.#agent.keystore.request()).map(({ der }) => der),
     }
     const outcome = await join(host, { invitation, addresses, relation: as, signal })
     if (outcome.result === 'paired') return this.#paired(outcome.pair)
-    if (outcome.result === 'pending') this.#followPending()
-    throw outcome.error
+    if (outcome.result === 'failed') throw outcome.error
+    this.#agent.lookForKnown()
+    this.mending.wake()
+    throw new PatchcordError(outcome.error.code, `${outcome.error.message}; whether the other device has the pair is not known yet`, { hint: 'it is asked for ten minutes; `patchcord devices` shows the pair once it is one. Pairing again mends it, too', cause: outcome.error })
   }
 
   /** The person's answer to a request. Throws `not-found` for one that is over. */
@@ -113,14 +126,30 @@ export class Pairing {
       const withdrawn = (): void => { settle(undefined) }
       this.#questions.set(request, settle)
       question.addEventListener('abort', withdrawn)
-      emit({ event: 'request', request, name: other.name, device: other.device, user: other.user, wants: other.relation, offers: Object.fromEntries(other.databases) })
+      emit({ event: 'request', request, name: other.name, device: other.device, user: other.user, wants: other.relation, offers: Object.fromEntries(other.databases), ...this.#effect(other) })
     })
+  }
+
+  /** What a yes does besides trusting: whose signing requests came along is the one that changes hands. */
+  #effect (other: Other): { becomes: 'theirs' | 'ours' | null, loses: string[] } {
+    const { book, keystore } = this.#agent
+    if (other.relation === 'peer' || other.user === keystore.identity.user) return { becomes: null, loses: [] }
+    return other.requests.length > 0 ? { becomes: 'ours', loses: [] } : { becomes: 'theirs', loses: [...book.known.values()].map(({ name }) => cut(name)) }
+  }
+
+  /** What is offered, each a database that is there. */
+  #offered (share: readonly string[]): ReadonlyMap<DatabaseName, Access> {
+    const entries = share.map(text => parseShare(text, parseDatabaseName))
+    for (const [name] of entries) if (!this.#agent.databases.includes(name)) throw new PatchcordError('not-found', `there is no database ${name} here`, { hint: `make it: patchcord db create ${name}` })
+    // The record names databases in the order of their names (pairing/messages.ts).
+    return new Map(entries.toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0))
   }
 
   async #host (databases: ReadonlyMap<DatabaseName, Access>, replaceUser: boolean, confirm: PairingHost['confirm']): Promise<PairingHost> {
     const agent = this.#agent
     const { keystore, clock, logger } = agent
     const { device, user, deviceCertificate, userCa } = keystore.identity
+    const recoveryKey = agent.cas.recoveryKey(user)
     const port = agent.addresses[0]?.port
     return {
       clock, logger, confirm,
@@ -128,7 +157,7 @@ export class Pairing {
         device, user, certificates,
         isRevoked: other => agent.revoked.has(other),
         objection: other => this.#objection(other, replaceUser),
-        record: { name: agent.name, deviceCertificate: derOf(deviceCertificate), userCa: derOf(userCa), requests: [], databases, ...port === undefined ? {} : { port } },
+        record: { name: agent.name, deviceCertificate: derOf(deviceCertificate), userCa: derOf(userCa), requests: [], databases, ...port === undefined ? {} : { port }, ...recoveryKey === undefined ? {} : { recoveryKey } },
       },
       selfSigned: async () => {
         const key = await keystore.deviceKey()
@@ -139,9 +168,13 @@ export class Pairing {
   }
 
   #objection (other: Other, replaceUser: boolean): string | undefined {
-    const { book, keystore } = this.#agent
+    const { book, cas, keystore } = this.#agent
     const { user, hasCaKey } = keystore.identity
     const known = book.known.get(other.device)
+    if (cas.isOver(user) && !(other.relation === 'own' && other.requests.length === 0)) return 'the user CA of this device is over: `patchcord status` says what to do'
+    if (cas.isOver(other.user)) return 'its user CA is retired, frozen or was replaced'
+    const pinned = cas.recoveryKey(other.user)
+    if (pinned !== undefined && other.recoveryKey !== undefined && !pinned.equals(other.recoveryKey)) return 'another recovery key is known for its user: ask them whether they made a new kit, then take it in with `patchcord trust --new-recovery-key`'
     if (other.relation === 'peer') {
       if (other.user === user) return 'it is your own device: pair as own'
       return known !== undefined && known.user !== other.user ? `it is known as ${cut(known.name)}, a device of another user` : undefined
@@ -149,7 +182,7 @@ export class Pairing {
     // Whose requests came along is the one that joins, and becomes ours.
     if (other.requests.length > 0) {
       if (!hasCaKey) return 'this device does not hold the user CA: open the window on the one that does'
-      return known?.relation === 'peer' ? `it is known as ${cut(known.name)}, somebody else's device: revoke it first` : undefined
+      return known?.relation === 'peer' ? `it is known as ${cut(known.name)}, somebody else's device: revoke it here, and give it a fresh key there (patchcord identity renew-key)` : undefined
     }
     if (other.user === user || replaceUser || book.known.size === 0) return undefined
     return `this device knows ${book.known.size} other${book.known.size === 1 ? '' : 's'} (${[...book.known.values()].map(({ name }) => cut(name)).join(', ')}), whose trust would be lost: say --replace-user`
@@ -164,27 +197,32 @@ export class Pairing {
   /** Writes the pair down; pairing again with a device that is known mends and keeps its name and grant. */
   async #commit ({ role, relation, other, certificates }: Pair, at: Address | undefined, databases: ReadonlyMap<DatabaseName, Access>): Promise<void> {
     const agent = this.#agent
-    const { book, keystore } = agent
-    const isOurs = relation === 'own' && role === 'R'
-    if (relation === 'own' && role === 'I') {
-      const ca = encodePem('CERTIFICATE', other.userCa)
-      if (other.user !== keystore.identity.user) await book.forgetEverybody()
-      await keystore.installIssued(certificates.map(der => encodePem('CERTIFICATE', der)).join('') + ca)
-    }
+    const { book, cas, keystore } = agent
     const before = book.known.get(other.device)
-    const shown = isOurs ? certificates[0]! : other.deviceCertificate
-    const { notBefore, notAfter } = readLeaf(shown)
+    const isOurs = relation === 'own' && role === 'R'
+    const ca = isOurs ? keystore.identity.userCa : encodePem('CERTIFICATE', other.userCa)
+    const [device, server] = certificates.map(der => encodePem('CERTIFICATE', der))
+    // A peer that is known already keeps what it has, whether or not it hears of this.
+    if (isOurs) await this.#unconfirmed.hold(other.device, 'own', formatIssue(device!, server!, ca))
+    else if (role === 'R' && before === undefined) await this.#unconfirmed.hold(other.device, 'peer')
+    if (relation === 'own' && role === 'I') {
+      if (other.user !== keystore.identity.user) await book.forgetEverybody()
+      if (device !== undefined && server !== undefined) await keystore.installIssued(formatIssue(device, server, ca))
+    }
+    if (!isOurs) await cas.pin(ca, other.recoveryKey)
+    const { notBefore, notAfter } = readLeaf(isOurs ? certificates[0]! : other.deviceCertificate)
     const known: KnownDevice = {
       device: other.device,
       user: isOurs ? keystore.identity.user : other.user,
-      ca: isOurs ? keystore.identity.userCa : encodePem('CERTIFICATE', other.userCa),
+      ca,
       name: before?.name ?? this.#freeName(other.name, other.device),
       relation,
-      addresses: [...new Set([...at === undefined ? [] : [formatAddress(at)], ...before?.addresses ?? []])],
+      addresses: [...new Set([...at === undefined ? [] : rememberable(at).map(formatAddress), ...before?.addresses ?? []])].slice(0, MOST_ADDRESSES),
       certificate: { notBefore, notAfter },
     }
     if (relation === 'own') await book.remember(known)
     else await book.trustPeer(known, Object.fromEntries(databases))
+    await agent.life.follow()
     await agent.apply('giving')
     agent.emit({ event: 'paired', device: other.device, relation })
   }
@@ -197,37 +235,9 @@ export class Pairing {
     }
   }
 
-  #paired ({ relation, other }: Pair): Paired {
+  #paired ({ relation, other }: Pair, confirmed = true): Paired {
     const known = this.#agent.book.known.get(other.device)
-    return { device: other.device, user: known?.user ?? other.user, name: known?.name ?? other.name, relation }
-  }
-
-  /** A pair is pending between our yes and the other's commit. Where its open port admits us, it has one. */
-  #followPending (): void {
-    const [first] = this.#pending.all()
-    if (first === undefined || this.#isStopped) return
-    this.#settle(first).catch((error: unknown) => {
-      this.#agent.logger.debug({ device: first.other.device, reason: messageOf(error) }, 'a pair is still pending')
-    }).finally(() => { this.#agent.clock.after(PENDING_RETRY_MS, () => { this.#followPending() }) })
-  }
-
-  async #settle ({ other, at }: Pending): Promise<void> {
-    // Our certificates as the other's own device come with the commit alone: pairing again brings them.
-    if (other.relation === 'own' || at === undefined) return
-    const { keystore, clock, revoked } = this.#agent
-    const peer = new PeerAgent({
-      device: other.device, clock, address: () => parseAddress(at),
-      credentials: async () => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca: encodePem('CERTIFICATE', other.userCa), revoked }),
-    })
-    try {
-      const answer = await askPeer(peer, other.device, '/')
-      await readBody(answer, MOST_ANSWER_BYTES)
-      if (answer.statusCode !== 200) return
-      await this.#agent.serially(() => this.#commit({ role: 'I', relation: 'peer', other, certificates: [] }, parseAddress(at), new Map()))
-      await this.#pending.drop(other.device)
-    } finally {
-      peer.destroy()
-    }
+    return { device: other.device, user: known?.user ?? other.user, name: known?.name ?? other.name, relation, confirmed }
   }
 }
 
@@ -245,10 +255,10 @@ const certificates: Certificates = {
   deviceOfIssue: (issued, ca) => parseIssue([...issued, ca].map(der => encodePem('CERTIFICATE', der)).join('')).device,
 }
 
-const derOf = (pem: string): Buffer => decodePem(pem)[0]!.der
-
-function offered (share: readonly string[]): ReadonlyMap<DatabaseName, Access> {
-  const entries = share.map(text => parseShare(text, parseDatabaseName))
-  // The record names databases in the order of their names (pairing/messages.ts).
-  return new Map(entries.toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0))
+/** A device on this very machine may listen on loopback alone, whatever address it was met at. */
+function rememberable (at: Address): Address[] {
+  const isHere = !isLoopback(at.host) && Object.values(networkInterfaces()).some(entries => entries?.some(({ address }) => address === at.host))
+  return isHere ? [at, { host: '::1', port: at.port }] : [at]
 }
+
+const derOf = (pem: string): Buffer => decodePem(pem)[0]!.der

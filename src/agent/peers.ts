@@ -1,6 +1,6 @@
 import type { Agent as HttpAgent } from 'node:http'
 import { formatAddress, type Address } from '../core/address.js'
-import type { Clock, Timer } from '../core/clock.js'
+import type { Clock } from '../core/clock.js'
 import { messageOf } from '../core/errors.js'
 import type { DatabaseName, DeviceId, UserId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
@@ -10,6 +10,7 @@ import { PeerLink } from '../sync/peer-link.js'
 import type { MailOrigin } from '../sync/restricted-mail.js'
 import { Pull } from '../sync/pull.js'
 import { NO_MAIL, parseMail, type PeerMail } from './mail.js'
+import { Receiving, type Wanted } from './receiving.js'
 import type { KnownDevice, TrustBook } from './trust-book.js'
 
 export interface PeersOptions {
@@ -25,14 +26,15 @@ export interface PeersOptions {
   readonly createDatabase: (name: DatabaseName) => Promise<void>
   readonly clock: Clock
   readonly logger: Logger
+  /** Throws `disk-full` where there is no room for so many bytes more from a device. */
+  readonly checkRoom: (device: DeviceId, bytes: number) => Promise<void>
+  /** Documents of a local database that are in conflict. */
+  readonly conflicts: (database: DatabaseName) => number
   readonly emit: (event: object) => void
   /** Called with every mail, for what it says about trust; `user` is the CA that the link was proved by. */
   readonly onTrustMail: (device: DeviceId, mail: unknown, origin: MailOrigin, user: UserId) => void
   readonly onMail: (device: DeviceId, mail: PeerMail) => void
 }
-
-const FIRST_RETRY_MS = 1_000
-const LONGEST_RETRY_MS = 60_000
 
 /** The devices this one keeps in touch with: a link each, and a pull for every database that is received
  * from it. `reconcile` makes what runs match what is trusted. */
@@ -57,13 +59,15 @@ export class Peers {
     })
     for (const { device } of gone) this.#peers.delete(device)
     await Promise.all(gone.map(peer => peer.stop()))
+    const reconciled: Array<Promise<void>> = []
     for (const known of book.known.values()) {
       // A client runs no patchcord: there is nothing to reach.
       if (isRevoked(known.device) || known.relation === 'client') continue
       const peer = this.#peers.get(known.device)
       if (peer === undefined) this.#peers.set(known.device, new Peer(known.device, this.#options))
-      else peer.reconcile()
+      else reconciled.push(peer.reconcile())
     }
+    await Promise.all(reconciled)
   }
 
   peer (device: DeviceId): Peer | undefined { return this.#peers.get(device) }
@@ -74,19 +78,29 @@ export class Peers {
   /** Where discovery says that a device may be now. */
   found (device: DeviceId, addresses: readonly Address[]): void { this.#peers.get(device)?.found(addresses) }
 
-  /** Follows the interfaces of this machine: a connection over one that is gone is dropped instead of waiting
-   * for TCP to give up, and where one is ready every device that is not connected is tried again. */
-  linksAre (ready: ReadonlySet<string>): void {
+  /** Follows the interfaces of this machine and their link-local addresses: a connection from one that is gone is
+   * dropped instead of waiting for TCP to give up, and where one is ready every device that is not connected is
+   * tried again. */
+  linksAre (ready: ReadonlyMap<string, readonly string[]>): void {
     for (const { link } of this.#peers.values()) {
-      const zone = link.address?.zone
-      if (link.connected && zone !== undefined && !ready.has(zone)) link.drop()
-      else if (!link.connected && ready.size > 0) link.retry()
+      if (link.connected) link.ownAddresses(ready)
+      else if (ready.size > 0) link.retry()
     }
   }
 
-  /** Every device, those with a live link first. */
+  /** The machine slept: connections may be dead, and devices that were tried in vain may be near. */
+  woke (): void {
+    for (const { link } of this.#peers.values()) {
+      if (link.connected) link.check()
+      else link.retry()
+    }
+  }
+
+  /** Every device, those with a live link first. One that was forgotten a moment ago is none, though its link still
+   * ends. */
   all (): Peer[] {
-    return [...this.#peers.values()].toSorted((a, b) => Number(b.link.connected) - Number(a.link.connected))
+    const { book } = this.#options
+    return [...this.#peers.values()].filter(({ device }) => book.known.has(device)).toSorted((a, b) => Number(b.link.connected) - Number(a.link.connected))
   }
 
   async stop (): Promise<void> {
@@ -96,8 +110,6 @@ export class Peers {
   }
 }
 
-interface Wanted { readonly database: DatabaseName, readonly as: DatabaseName }
-
 /** One device: its link, its newest mail, and what is pulled from it. */
 export class Peer {
   readonly device: DeviceId
@@ -106,11 +118,7 @@ export class Peer {
   readonly user: UserId
   readonly isOver: boolean
   readonly #options: PeersOptions
-  readonly #pulls = new Map<string, Pull>()
-  readonly #retries = new Map<string, { readonly timer: Timer, readonly delay: number }>()
-  /** How long the next failure of a pull waits (ms). */
-  readonly #delays = new Map<string, number>()
-  readonly #starting = new Set<DatabaseName>()
+  readonly #receiving: Receiving
   #candidates: readonly Address[] = []
   #mail: PeerMail = NO_MAIL
   #isStopped = false
@@ -119,15 +127,27 @@ export class Peer {
   constructor (device: DeviceId, options: PeersOptions) {
     this.device = device
     this.#options = options
-    const { clock, logger, credentials } = options
+    const { clock, logger, credentials, createDatabase, conflicts, emit } = options
     this.user = this.#known().user
     this.isOver = options.isOver(this.#known())
+    this.#receiving = new Receiving({
+      device, clock, logger, emit, createDatabase, conflicts,
+      wanted: () => this.#wanted(),
+      accepted: () => options.book.accepted.filter(({ peer }) => peer === device),
+      isConnected: () => this.link.connected,
+      begin: ({ database, as }, listeners) => new Pull({
+        source: { device, database, agent: this.link.agent },
+        target: { url: options.couch.url, database: as, agent: options.couch.agent, ...options.syncLogin(this.#known()) },
+        checkRoom: bytes => options.checkRoom(device, bytes),
+        clock, logger, ...listeners,
+      }),
+    })
     this.link = new PeerLink({
       device, clock, logger, isOver: this.isOver,
       credentials: () => credentials(this.#known()),
       addresses: () => this.#addresses(),
-      onMail: mail => {
-        this.#received(mail)
+      onMail: async mail => {
+        await this.#received(mail)
         options.onTrustMail(device, mail, 'admitted', this.user)
       },
       onRestrictedMail: (mail, origin) => { options.onTrustMail(device, mail, origin, this.user) },
@@ -152,28 +172,19 @@ export class Peer {
     else if (addresses.length > 0) this.link.retry()
   }
 
-  /** Starts and ends pulls so that they match what is shared and accepted now. */
-  reconcile (): void {
+  /** Starts and ends pulls so that they match what is shared and accepted now. Resolves when nothing more of what
+   * ended is written. */
+  async reconcile (): Promise<void> {
     if (this.#isStopped) return
-    if (!this.link.connected) {
-      this.link.retry()
-      return
-    }
-    const wanted = new Map(this.#wanted().map(one => [one.database, one]))
-    for (const [database, pull] of this.#pulls) {
-      const as = wanted.get(database as DatabaseName)?.as
-      if (as !== pull.target.database) this.#end(database)
-    }
-    for (const one of wanted.values()) {
-      if (!this.#pulls.has(one.database) && !this.#retries.has(one.database) && !this.#starting.has(one.database)) void this.#begin(one)
-    }
+    if (!this.link.connected) this.link.retry()
+    else await this.#receiving.reconcile()
   }
 
+  /** Tries at once what failed or had no room. */
+  retryReceiving (): void { this.#receiving.retry() }
   async stop (): Promise<void> {
     this.#isStopped = true
-    for (const database of [...this.#retries.keys()]) this.#dropRetry(database)
-    await Promise.all([...this.#pulls.values()].map(pull => pull.stop()))
-    this.#pulls.clear()
+    await this.#receiving.stop()
     await this.link.stop()
   }
 
@@ -186,16 +197,16 @@ export class Peer {
       address: address === undefined ? null : formatAddress(address),
       since: since === undefined ? null : new Date(since).toISOString(),
       problem: problem ?? null,
-      databases: [...this.#pulls.values()].map(pull => ({ name: pull.target.database, remote: pull.source.database, direction: 'pull' as const, lag: pull.lag ?? null, state: pull.problem === undefined ? pull.state : `${pull.state}: ${pull.problem}` })),
+      databases: this.#receiving.status(),
       files: { missing: 0 },
     }
   }
 
-  /** Those remembered first, since they are no stranger's word. */
+  /** Those heard of now first: what is remembered may be long gone. Who floods the link with hints takes none of
+   * their turns away, since all are raced. */
   #addresses (): Address[] {
-    const remembered = this.#options.book.addressesOf(this.device)
-    const texts = new Set(remembered.map(formatAddress))
-    return [...remembered, ...this.#candidates.filter(address => !texts.has(formatAddress(address)))]
+    const texts = new Set(this.#candidates.map(formatAddress))
+    return [...this.#candidates, ...this.#options.book.addressesOf(this.device).filter(address => !texts.has(formatAddress(address)))]
   }
 
   #known (): KnownDevice {
@@ -220,57 +231,7 @@ export class Peer {
     return wanted
   }
 
-  async #begin ({ database, as }: Wanted): Promise<void> {
-    const { couch, syncLogin, createDatabase, logger, emit } = this.#options
-    this.#starting.add(database)
-    try {
-      await createDatabase(as)
-      if (this.#isStopped || !this.link.connected || this.#pulls.has(database)) return
-      const pull = new Pull({
-        source: { device: this.device, database, agent: this.link.agent },
-        target: { url: couch.url, database: as, agent: couch.agent, ...syncLogin(this.#known()) },
-        logger,
-        onChange: () => { emit({ event: 'replication', device: this.device, database: as, state: pull.state, lag: pull.lag ?? null }) },
-        onEnd: () => {
-          if (pull.state === 'failed') logger.warn({ device: this.device, database, reason: pull.problem }, 'a pull failed')
-          this.#retry(database)
-        },
-      })
-      this.#pulls.set(database, pull)
-    } catch (error) {
-      logger.warn({ device: this.device, database, reason: messageOf(error) }, 'a pull did not start')
-      this.#retry(database)
-    } finally {
-      this.#starting.delete(database)
-    }
-  }
-
-  #retry (database: string): void {
-    const before = this.#pulls.get(database)
-    this.#pulls.delete(database)
-    if (this.#isStopped || !this.link.connected) return
-    const delay = before?.lag === 0 ? FIRST_RETRY_MS : this.#delays.get(database) ?? FIRST_RETRY_MS
-    this.#delays.set(database, Math.min(delay * 2, LONGEST_RETRY_MS))
-    const timer = this.#options.clock.after(delay, () => {
-      this.#retries.delete(database)
-      this.reconcile()
-    })
-    this.#retries.set(database, { timer, delay })
-  }
-
-  #dropRetry (database: string): void {
-    this.#retries.get(database)?.timer.cancel()
-    this.#retries.delete(database)
-  }
-
-  #end (database: string): void {
-    const pull = this.#pulls.get(database)
-    this.#pulls.delete(database)
-    this.#dropRetry(database)
-    pull?.stop().catch((error: unknown) => { this.#options.logger.warn({ err: error }, 'a pull did not stop cleanly') })
-  }
-
-  #received (mail: unknown): void {
+  async #received (mail: unknown): Promise<void> {
     const parsed = parseMail(mail)
     if (parsed === undefined) {
       this.#options.logger.warn({ device: this.device }, 'the mail of a device is not of the known form')
@@ -282,7 +243,7 @@ export class Peer {
       if (!before.has(share.database)) this.#options.emit({ event: 'share-offered', device: this.device, ...share })
     }
     this.#options.onMail(this.device, parsed)
-    this.reconcile()
+    await this.reconcile()
   }
 
   #linkChanged (): void {
@@ -294,7 +255,6 @@ export class Peer {
       return
     }
     this.#options.emit({ event: 'disconnected', device: this.device, reason: problem ?? null })
-    for (const database of [...this.#retries.keys()]) this.#dropRetry(database)
-    for (const database of [...this.#pulls.keys()]) this.#end(database)
+    this.#receiving.lost().catch((error: unknown) => { this.#options.logger.warn({ reason: messageOf(error) }, 'what was received did not end cleanly') })
   }
 }

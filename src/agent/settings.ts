@@ -1,13 +1,18 @@
 import { join } from 'node:path'
 import * as v from 'valibot'
-import { port } from '../core/shape.js'
+import { deviceId, port } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
+
+const bytes = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 
 /** What this device made or was told once and keeps. `programPassword` is that of the person's own
  * programs (`patchcord couch`), `bridgeToken` that of `patchcord bridge`. */
 const Shape = v.strictObject({
   version: v.literal(1),
   name: v.pipe(v.string(), v.minLength(1), v.maxLength(100)),
+  /** Bytes that stay free on the disk, and what single devices may fill; room.ts has what holds where these say nothing. */
+  keepFree: v.exactOptional(bytes),
+  quotas: v.exactOptional(v.record(deviceId, v.nullable(bytes))),
   port: v.exactOptional(port),
   couchPort: v.exactOptional(port),
   bridgePort: v.exactOptional(port),

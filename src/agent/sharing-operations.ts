@@ -6,11 +6,9 @@ import type { Agent } from './agent.js'
 import { readArguments, text } from './arguments.js'
 
 /** Databases: this device's own, and what is shared with whom. */
-export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' | 'bridge' | 'db-create' | 'db-ls' | 'share' | 'unshare' | 'shares' | 'accept'> {
+export function sharingOperations (agent: Agent): Pick<OperationTable, 'bridge' | 'db-create' | 'db-ls' | 'conflicts' | 'quota' | 'share' | 'unshare' | 'shares' | 'accept'> {
   const { book } = agent
   return {
-    couch: async () => ({ url: agent.couch.url, ...agent.programLogin }),
-
     bridge: async () => agent.bridgeLogin,
 
     'db-create': async args => {
@@ -21,6 +19,32 @@ export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' |
     },
 
     'db-ls': async () => ({ databases: await agent.couch.databases() }),
+
+    conflicts: async (args, emit, signal) => {
+      const name = parseDatabaseName(readArguments(v.strictObject({ database: text }), args).database)
+      if (!agent.databases.includes(name)) throw new PatchcordError('not-found', `there is no database ${name} here`, { hint: '`patchcord db ls` lists them' })
+      let conflicts = 0
+      for await (const conflict of agent.conflicts.list(agent.couch.client, name)) {
+        signal.throwIfAborted()
+        emit({ event: 'conflict', ...conflict, others: [...conflict.others] })
+        conflicts += 1
+      }
+      return { database: name, conflicts }
+    },
+
+    quota: async args => {
+      const amount = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
+      const { device: named, bytes, keepFree } = readArguments(v.strictObject({ device: v.exactOptional(text), bytes: v.exactOptional(v.nullable(amount)), keepFree: v.exactOptional(amount) }), args)
+      const known = named === undefined ? undefined : book.find(named)
+      if (known === undefined && bytes !== undefined) throw new PatchcordError('usage', 'a quota is one device\'s', { hint: 'patchcord quota <device> <size>' })
+      if (bytes !== undefined || keepFree !== undefined) await agent.setRoom({ keepFree, device: known?.device, quota: bytes })
+      return {
+        keepFree: agent.keepFree,
+        device: known?.device ?? null,
+        quota: known === undefined ? null : agent.quotaOf(known.device) ?? null,
+        used: known === undefined ? null : await agent.room.used(known.device),
+      }
+    },
 
     share: async args => {
       const { database, with: whom, write = false } = readArguments(v.strictObject({ database: text, with: text, write: v.exactOptional(v.boolean()) }), args)

@@ -25,6 +25,9 @@ export interface TrustLifeOptions {
   readonly apply: (change: 'giving' | 'taking') => Promise<unknown>
   /** Puts newly written mail in force. */
   readonly tellMail: () => Promise<void>
+  /** Own devices whose pairing was cut: their key alone lets them in to their mail, where their certificates are. And
+   * peers that never confirmed theirs. */
+  readonly mending: { readonly bridged: () => ReadonlySet<DeviceId>, readonly suspended: () => ReadonlySet<DeviceId>, readonly certificatesFor: (device: DeviceId) => string | undefined }
   /** Ends the service's connections and says why. */
   readonly halt: (reason: string, hint: string) => Promise<void>
   /** Links try again with the certificate that counts now. */
@@ -118,17 +121,19 @@ export class TrustLife {
 
   /** Follows successions and lays what is over on the book. It writes nothing where nothing changed. */
   async follow (): Promise<void> {
-    const { keystore: { identity }, book, cas } = this.#options
+    const { keystore: { identity }, book, cas, mending } = this.#options
+    const isBridged = (device: DeviceId): boolean => cas.awaiting.has(device) || mending.bridged().has(device)
     const users = new Set([...book.known.values()].map(({ user }) => user))
     for (const user of users) {
       const { state, ca, pem } = cas.standing(user)
       if (state === 'good' && ca !== user && pem !== undefined) await book.replaceCa(user, ca, pem)
     }
-    const bridged = [...book.known.values()].filter(({ device, relation, user }) => relation === 'own' && (user !== identity.user || cas.awaiting.has(device)) && !cas.isOver(user))
+    const bridged = [...book.known.values()].filter(({ device, relation, user }) => relation === 'own' && (user !== identity.user || isBridged(device)) && !cas.isOver(user))
     book.overlay(identity.user, {
       isOver: ca => cas.isOver(ca),
       heir: ca => cas.standing(ca).ca,
       bridged: new Set(bridged.map(({ device }) => device)),
+      suspended: mending.suspended(),
     })
   }
 
@@ -137,8 +142,10 @@ export class TrustLife {
     if (known.relation === 'client') return {}
     // The last that a revoked device hears is that it is.
     if (this.#isRevoked(known.device)) return writeTrustMail({ revocations: this.#options.book.revocations.flatMap(({ device, signed }) => device === known.device && signed !== undefined ? [signed] : []) })
+    const paired = known.relation === 'own' ? this.#options.mending.certificatesFor(known.device) : undefined
     return writeTrustMail({
       ...known.relation === 'own' ? this.renewal.mailFor(known.device) : {},
+      ...paired === undefined ? {} : { certificates: paired },
       ...this.spread.mailFor(known),
       statements: this.#options.cas.recordsOf(this.#options.keystore.identity.user).slice(0, 20).map(({ record }) => record),
     })

@@ -156,7 +156,7 @@ function describeSelf (agent: Agent): DeviceInfo {
 function describe (agent: Agent, known: KnownDevice): DeviceInfo {
   const revoked = agent.revoked.has(known.device)
   const { device, user, name, relation, addresses, certificate } = known
-  return { device, user, name, relation, grant: agent.book.grantOf(known), addresses: [...addresses], certificate: certificate === undefined ? null : dates(certificate), state: revoked ? 'revoked' : 'trusted', revoked }
+  return { device, user, name, relation, grant: agent.book.grantOf(known), addresses: [...addresses], certificate: certificate === undefined ? null : dates(certificate), state: revoked ? 'revoked' : agent.pairing.mending.isUnconfirmed(known.device) ? 'unconfirmed' : 'trusted', revoked }
 }
 
 const dates = ({ notBefore, notAfter }: { notBefore: number, notAfter: number }): { notBefore: string, notAfter: string } =>

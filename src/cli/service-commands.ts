@@ -1,5 +1,6 @@
-import type { Status } from '../control/operations.js'
+import type { DatabaseStatus, Status } from '../control/operations.js'
 import type { Context } from './context.js'
+import { formatSeconds } from './output.js'
 
 // The service itself: running it, and what it is doing.
 
@@ -45,9 +46,9 @@ export async function status ({ client, output }: Context): Promise<void> {
   output.object(now)
   output.table([
     ['device', now.device], ['name', now.name],
-    ['reached at', now.addresses.join(', ') || 'no address: is a network up?'],
+    ['reached at', now.addresses.join(', ') || (now.stopped === null ? 'no address: is a network up?' : 'not reachable')],
     ['database', `${now.couch.url} (${now.couch.kind})`],
-    ['server', now.server.pid === null ? 'not running; it is being started again' : `process ${now.server.pid}`],
+    ['server', now.server.pid === null ? now.stopped === null ? 'not running; it is being started again' : 'stopped' : `process ${now.server.pid}`],
   ])
   if (now.stopped !== null) {
     output.line(`this device does not serve: ${now.stopped.reason}`)
@@ -60,10 +61,19 @@ export async function status ({ client, output }: Context): Promise<void> {
   for (const peer of now.peers) {
     output.line()
     output.line(`${peer.name} (${peer.relation === 'own' ? 'your own device' : 'somebody else\'s'}): ${peer.connected ? `connected at ${peer.address} since ${peer.since}` : `not connected${peer.problem === null ? '' : `: ${peer.problem}`}`}`)
-    for (const { name, remote, state, lag } of peer.databases) output.line(`  ${name} <- ${remote}: ${state}${lag === null || lag === 0 ? '' : `, ${lag} changes behind`}`)
+    for (const database of peer.databases) output.line(`  ${describeDatabase(database)}`)
     if (peer.files.missing > 0) output.line(`  ${peer.files.missing} file${peer.files.missing === 1 ? '' : 's'} still to be fetched`)
   }
   if (now.peers.length === 0) output.line('no other device is known yet')
+}
+
+function describeDatabase ({ name, remote, state, lag, rate, secondsLeft, conflicts }: DatabaseStatus): string {
+  const parts = [`${name} <- ${remote}: ${state}`]
+  if (lag !== null && lag > 0) parts.push(`${lag} changes behind`)
+  if (rate > 0) parts.push(`${rate} a second`)
+  if (secondsLeft !== null) parts.push(`${formatSeconds(secondsLeft)} left`)
+  if (conflicts > 0) parts.push(`${conflicts} in conflict (patchcord conflicts ${name})`)
+  return parts.join(', ')
 }
 
 /** Prints events as they happen until the signal aborts. */

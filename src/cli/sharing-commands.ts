@@ -1,12 +1,7 @@
 import type { Context } from './context.js'
+import { formatBytes, parseBytes } from './output.js'
 
 // Databases: this device's own, and what is shared with whom.
-
-export async function couch ({ client, output }: Context): Promise<void> {
-  const login = await client.call('couch', {})
-  output.object(login)
-  output.table([['url', login.url], ['username', login.username], ['password', login.password]])
-}
 
 export async function bridge ({ client, output }: Context): Promise<void> {
   const login = await client.call('bridge', {})
@@ -23,6 +18,28 @@ export async function dbLs ({ client, output }: Context): Promise<void> {
   const { databases } = await client.call('db-ls', {})
   for (const name of databases) output.object({ name })
   for (const name of databases) output.raw(`${name}\n`)
+}
+
+export async function conflicts ({ client, output, signal }: Context, database: string): Promise<void> {
+  const done = await client.call('conflicts', { database }, conflict => {
+    output.object(conflict)
+    // Others choose the IDs: what a terminal would obey is escaped.
+    output.raw(`${JSON.stringify(conflict.id)}  ${conflict.winner}  also ${conflict.others.join(', ')}\n`)
+  }, signal)
+  output.object({ event: 'done', ...done })
+  if (done.conflicts === 0) output.line(`no document of ${database} is in conflict`)
+  else output.line(`${done.conflicts} document${done.conflicts === 1 ? '' : 's'} of ${database} in conflict: keep what you want in the winner, and delete the other revisions`)
+}
+
+export async function quota ({ client, output }: Context, device: string | undefined, size: string | undefined, { keepFree }: { keepFree?: string }): Promise<void> {
+  const result = await client.call('quota', {
+    ...device === undefined ? {} : { device },
+    ...size === undefined ? {} : { bytes: size === 'none' ? null : parseBytes(size) },
+    ...keepFree === undefined ? {} : { keepFree: parseBytes(keepFree) },
+  })
+  output.object(result)
+  output.line(`${formatBytes(result.keepFree)} of the disk stay free`)
+  if (result.used !== null) output.line(`what is received from ${device} fills ${formatBytes(result.used)}${result.quota === null ? '; it has no quota' : ` of ${formatBytes(result.quota)}`}`)
 }
 
 export async function share ({ client, output }: Context, database: string, { with: whom, write = false }: { with: string, write?: boolean }): Promise<void> {

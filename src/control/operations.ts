@@ -4,13 +4,19 @@
  * object a line, events first, then `{"result":…}` or `{"error":{"code","message","hint"}}`.
  *
  *   curl --unix-socket $XDG_RUNTIME_DIR/patchcord/control.sock -d '{}' http://localhost/v1/status
+ *
+ * `GET /metrics` is answered in the form of Prometheus (docs/metrics.md).
  */
 export interface Operations {
   status: { args: object, result: Status }
   identity: { args: object, result: IdentityInfo & { bundle: string } }
   couch: { args: object, result: { url: string, username: string, password: string } }
+  'couch-setup': { args: { url?: string, login: { username: string, password: string } | { file: string }, closePublic?: boolean, allowExposed?: boolean }, result: CouchSetupResult }
+  'couch-undo': { args: object, result: CouchUndoResult }
   bridge: { args: object, result: { url: string, username: string, token: string } }
   'db-create': { args: { name: string }, result: { name: string } }
+  quota: { args: { device?: string, bytes?: number | null, keepFree?: number }, result: QuotaResult }
+  conflicts: { args: { database: string }, event: ConflictEvent, result: { database: string, conflicts: number } }
   'db-ls': { args: object, result: { databases: string[] } }
   'device-request': { args: object, result: { request: string } }
   'device-issue': { args: { request: string, name?: string }, result: { device: string, certificates: string } }
@@ -46,6 +52,9 @@ export interface Operations {
   'inbox-refuse': { args: { offer: string }, result: { offer: string } }
   'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
   events: { args: object, event: object, result: object }
+  /** The newest lines of the service's log; with `follow`, those that come, until the caller goes. */
+  logs: { args: { lines?: number, follow?: boolean }, event: { event: 'log', line: string }, result: object }
+  metrics: { args: object, result: { type: string, text: string } }
 }
 
 export type OperationName = keyof Operations
@@ -78,6 +87,23 @@ export interface Status {
   peers: PeerStatus[]
 }
 
+export interface CouchSetupResult {
+  url: string
+  /** Of patchcord's own. */
+  administrator: string
+  /** What was not there before. */
+  created: string[]
+  /** Databases that everybody could use, and that only members can now. */
+  closed: string[]
+  /** Databases that everybody may still use who can log in, or not even that. */
+  public: string[]
+  warnings: string[]
+  /** The service has to be started anew to use it. */
+  restart: boolean
+}
+
+export interface CouchUndoResult { url: string, removed: string[] }
+
 export interface Notice {
   about: string
   text: string
@@ -94,9 +120,34 @@ export interface PeerStatus {
   since: string | null
   /** Why it is not connected, in words. */
   problem: string | null
-  databases: Array<{ name: string, remote: string, direction: 'pull', lag: number | null, state: string }>
+  databases: DatabaseStatus[]
   files: { missing: number }
 }
+
+/** One database that is received from a peer. */
+export interface DatabaseStatus {
+  /** What it is called here, and there. */
+  name: string
+  remote: string
+  direction: 'pull'
+  /** Whether it is being received now; `state` says why not. */
+  connected: boolean
+  /** Changes still to come, where that is known. */
+  lag: number | null
+  /** Changes a second over the last seconds, and the seconds that the rest takes at that rate; null while nothing moves. */
+  rate: number
+  secondsLeft: number | null
+  /** Documents in conflict here (`patchcord conflicts`). */
+  conflicts: number
+  /** `starting`, `active`, `in sync`, `not connected`, `not offered any more`, or `failed: …`, `paused: …` with the reason. */
+  state: string
+}
+
+/** Bytes: what stays free on the disk, and, where a device was named, what its databases fill and may fill. */
+export interface QuotaResult { keepFree: number, device: string | null, quota: number | null, used: number | null }
+
+/** A document with revisions that nobody has chosen between. */
+export interface ConflictEvent { event: 'conflict', id: string, winner: string, others: string[] }
 
 export interface DeviceInfo {
   device: string | null
@@ -106,7 +157,8 @@ export interface DeviceInfo {
   grant: { databases: Record<string, 'read' | 'write'>, files: 'all' | 'referenced' }
   addresses: string[]
   certificate: { notBefore: string, notAfter: string } | null
-  state: 'trusted' | 'revoked' | 'this device'
+  /** `unconfirmed`: written down here, and the other device has not said yet that it has the pair, too. */
+  state: 'trusted' | 'unconfirmed' | 'revoked' | 'this device'
   revoked: boolean
 }
 
@@ -140,11 +192,19 @@ export interface PairJoinArgs {
 
 export type PairEvent =
   | { event: 'window', code: string | null, link: string, expiresAt: string, addresses: ListenInfo[] }
-  /** Somebody who proved the secret; `pair-answer` with `request` is waited for unless `yes` was said. */
-  | { event: 'request', request: string, name: string, device: string, user: string, wants: 'own' | 'peer', offers: Record<string, 'read' | 'write'> }
+  /** Somebody who proved the secret; `pair-answer` with `request` is waited for unless `yes` was said. `becomes`: whose
+   * device this one, or that one, will be (`own` alone). `loses`: whose trust this one loses by it. */
+  | { event: 'request', request: string, name: string, device: string, user: string, wants: 'own' | 'peer', offers: Record<string, 'read' | 'write'>, becomes: 'theirs' | 'ours' | null, loses: string[] }
   | { event: 'failed', error: string, hint: string, attemptsLeft: number }
 
-export interface Paired { device: string, user: string, name: string, relation: 'own' | 'peer' }
+export interface Paired {
+  device: string
+  user: string
+  name: string
+  relation: 'own' | 'peer'
+  /** Whether the other device is known to have the pair, too. */
+  confirmed: boolean
+}
 
 export interface OfferedShare {
   peer: string

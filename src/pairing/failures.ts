@@ -14,12 +14,13 @@ export interface Failure {
 
 /** A failure as an error with its exit code and the next step: the one place where it becomes words. */
 export function failureError ({ reason, by, detail }: Failure): PatchcordError {
-  const { code, us, them, hint } = FAILURES[reason]
+  const { code, us, them, hint: theirs, ourHint } = FAILURES[reason]
+  const hint = by === 'us' ? ourHint ?? theirs : theirs
   const message = by === 'us' ? us : them ?? us
   return new PatchcordError(code, detail === undefined ? message : `${message}: ${cut(detail, 200)}`, { hint })
 }
 
-interface Words { readonly code: ErrorCode, readonly us: string, readonly them?: string, readonly hint: string }
+interface Words { readonly code: ErrorCode, readonly us: string, readonly them?: string, readonly hint: string, /** Where it is another one for who found it. */ readonly ourHint?: string }
 
 const AGAIN = 'ask for a new code, or use the link: `patchcord pair` on the other device shows both'
 
@@ -33,7 +34,7 @@ const FAILURES: Readonly<Record<FailureReason, Words>> = {
   'relation': { code: 'refused', us: 'the two of you chose different relations', hint: 'agree on --as own (one person) or --as peer (two people), on both devices' },
   'declined': { code: 'refused', us: 'you said no', them: 'the person at the other device said no', hint: 'nothing was changed on either device' },
   'revoked': { code: 'refused', us: 'that device was revoked', them: 'the other device has revoked this one', hint: 'a revoked device needs a fresh key: `patchcord identity renew-key` on it' },
-  'refused': { code: 'refused', us: 'these two devices cannot pair in this way', them: 'the other device cannot pair with this one in this way', hint: 'the other device says why' },
+  'refused': { code: 'refused', us: 'these two devices cannot pair in this way', them: 'the other device cannot pair with this one in this way', hint: 'the other device says why', ourHint: 'nothing was changed on either device' },
   'slow': { code: 'unreachable', us: 'the other device, or its person, did not answer in time', them: 'this device, or its person, did not answer in time', hint: 'try again' },
   'failed': { code: 'unreadable', us: 'this device could not write down what it had to', them: 'the other device could not write down what it had to', hint: 'look for a full disk, then pair again: it mends what was left half done' },
   'hung-up': { code: 'unreachable', us: 'the connection ended in the middle', hint: 'try again; pairing again mends what was left half done' },

@@ -1,5 +1,11 @@
 import type { PouchDatabase, WrittenDocument } from './pouch.js'
 
+export interface TargetGuard {
+  readonly onDropped: (id: string) => void
+  /** Runs each write, of so many bytes of JSON, or throws in its place. */
+  readonly write: <Result>(bytes: number, run: () => Promise<Result>) => Promise<Result>
+}
+
 /**
  * Guards what a pull writes. The peer is not trusted to send what was asked for: a hostile answer to
  * `_bulk_get` may hold design documents and documents that were never announced, in spite of any filter on
@@ -8,7 +14,7 @@ import type { PouchDatabase, WrittenDocument } from './pouch.js'
  *
  * Design documents are taken out of what is compared, so that they count as known and are never fetched.
  */
-export function guardTarget (target: PouchDatabase, onDropped: (id: string) => void): PouchDatabase {
+export function guardTarget (target: PouchDatabase, { onDropped, write }: TargetGuard): PouchDatabase {
   // What the batches in flight asked for. PouchDB compares and writes batch by batch; an ID that is never
   // delivered leaves with the next batch but one.
   let asked = new Map<string, ReadonlySet<string>>()
@@ -29,9 +35,14 @@ export function guardTarget (target: PouchDatabase, onDropped: (id: string) => v
       if (!good) onDropped(String(document._id))
       return good
     })
-    return docs.length === 0 ? Promise.resolve([]) : bulkDocs({ ...request, docs }, options)
+    return docs.length === 0 ? Promise.resolve([]) : write(docs.reduce((sum, document) => sum + sizeOf(document), 0), () => bulkDocs({ ...request, docs }, options))
   }
   return target
+}
+
+/** About how many bytes a document takes, its attachments included. */
+function sizeOf ({ _attachments = {}, ...document }: WrittenDocument): number {
+  return Object.values(_attachments).reduce((sum, { data, length }) => sum + (data?.length ?? length ?? 0), JSON.stringify(document).length)
 }
 
 function wasAsked ({ _id, _rev, _revisions }: WrittenDocument, asked: ReadonlyMap<string, ReadonlySet<string>>): boolean {

@@ -1,7 +1,7 @@
 import { Agent, request, type AgentOptions, type ClientRequest, type ClientRequestArgs, type IncomingMessage } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { connect, type TLSSocket } from 'node:tls'
-import { formatAddress, hostOf, type Address } from '../core/address.js'
+import { formatAddress, hostOf, splitZone, type Address } from '../core/address.js'
 import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
@@ -58,6 +58,8 @@ export class PeerAgent extends Agent {
   readonly #open = new Set<TLSSocket>()
   readonly #queue: Array<() => void> = []
   #active = 0
+  /** How often everything was cut: what was begun before belongs to an earlier time. */
+  #cuts = 0
 
   constructor (options: PeerAgentOptions, pool: AgentOptions = {}) {
     // Of fewer, small files at once would each begin with a handshake.
@@ -92,8 +94,12 @@ export class PeerAgent extends Agent {
     return undefined
   }
 
-  /** Cuts every connection of the pool, those in use too. */
+  /** The addresses of this machine that its connections come from. */
+  get localHosts (): string[] { return [...this.#open].flatMap(({ localAddress }) => localAddress === undefined ? [] : [splitZone(localAddress).host]) }
+
+  /** Cuts every connection of the pool, those in use and those being made too. */
   override destroy (): void {
+    this.#cuts += 1
     for (const socket of this.#open) socket.destroy()
     super.destroy()
   }
@@ -106,8 +112,13 @@ export class PeerAgent extends Agent {
     const { device, credentials, address, clock } = this.#options
     const to = address()
     if (to === undefined) throw new PatchcordError('unreachable', `no address is known for device ${device}`, { hint: `give one: patchcord connect ${device} --at <host>:<port>` })
+    const cuts = this.#cuts
     const { key, certificate, ca, revoked } = await credentials()
-    const socket = await handshake(to, key, certificate)
+    if (cuts !== this.#cuts) throw new PatchcordError('unreachable', `the connection to ${formatAddress(to)} was cut`)
+    const socket = await handshake(to, key, certificate, begun => {
+      this.#open.add(begun)
+      begun.once('close', () => { this.#open.delete(begun) })
+    })
     const shown = socket.getPeerX509Certificate()
     const leaf = shown === undefined ? undefined : readLeaf(shown.raw)
     const admitted = leaf === undefined
@@ -117,15 +128,14 @@ export class PeerAgent extends Agent {
       socket.destroy()
       throw new PatchcordError('verification', `who answers at ${formatAddress(to)} is not device ${device}: ${admitted.reason}`, { hint: 'check the address; if the device has a new identity, trust it again', ...leaf === undefined ? {} : { cause: { ...admitted, leaf } satisfies RefusedServer } })
     }
-    this.#open.add(socket)
-    socket.once('close', () => { this.#open.delete(socket) })
     return socket
   }
 }
 
-function handshake (to: Address, key: string, cert: string): Promise<TLSSocket> {
+function handshake (to: Address, key: string, cert: string, onBegun: (socket: TLSSocket) => void): Promise<TLSSocket> {
   return new Promise((resolve, reject) => {
     const socket = connect({ host: hostOf(to), port: to.port, key, cert, ca: [], rejectUnauthorized: false, minVersion: 'TLSv1.3', ALPNProtocols: ['http/1.1'], servername: '' })
+    onBegun(socket)
     const fail = (error: unknown): void => {
       socket.destroy()
       reject(new PatchcordError('unreachable', `${formatAddress(to)} does not answer: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
@@ -133,13 +143,14 @@ function handshake (to: Address, key: string, cert: string): Promise<TLSSocket> 
     const late = (): void => { fail(new Error('no answer in time')) }
     socket.setTimeout(CONNECT_MS, late)
     socket.once('error', fail)
-    socket.once('close', () => { fail(new Error('the connection was closed during the handshake')) })
+    const closed = (): void => { fail(new Error('the connection was closed during the handshake')) }
+    socket.once('close', closed)
     socket.once('secureConnect', () => {
       // The pool sets a timeout of its own on sockets that were used, for when they are idle: a listener left
       // here would end what is in use, such as a long-poll on which nothing moves.
       socket.setTimeout(0).off('timeout', late)
       socket.off('error', fail)
-      socket.removeAllListeners('close')
+      socket.off('close', closed)
       socket.setNoDelay(true)
       resolve(socket)
     })

@@ -4,6 +4,7 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { askPeer, PeerAgent, readBody, refusedServer, type PeerCredentials } from './peer-agent.js'
+import { race } from './race.js'
 import { fetchRestrictedMail, restrictedOrigin, type MailOrigin } from './restricted-mail.js'
 
 // The sync room: what this device asks of others. Links (here), pulls of databases (pull.ts), downloads of files
@@ -40,19 +41,26 @@ const LONGEST_WAIT_MS = 60_000
  * of its whitelist entries. */
 const TRANSFERS = { maxSockets: 8, maxFreeSockets: 8, scheduling: 'lifo' } as const
 const MAIL_PAUSE_MS = 100
-/** How long a sign of life may take. */
+/** How long an address may take to prove that it is the device, and to answer. */
+const ATTEMPT_MS = 10_000
+/** How long a sign of life may take, and after how long other addresses are tried beside. */
 const CHECK_MS = 5_000
+const DOUBT_MS = 1_500
+/** The server ends a long-poll of `/mail` after 60 s (`mailPollMs`): one that is silent for longer is dead. */
+const SILENT_MAIL_MS = 75_000
 const MOST_MAIL_BYTES = 64 * 1024 + 1
 
 /** Keeps one paired device reached: finds an address that answers, holds a long-poll on its mail (which
  * also tells when it is gone), and tries again with back-off. Requests to the peer go through `agent`. */
 export class PeerLink {
   readonly device: DeviceId
-  readonly agent: PeerAgent
+  #agent: PeerAgent
   /** For files: connections of their own, so that feeds and downloads cannot starve each other. */
   readonly transfers: PeerAgent
   readonly #options: PeerLinkOptions
   readonly #abort = new AbortController()
+  /** How often each address failed since it last answered. */
+  readonly #failures = new Map<string, number>()
   readonly #done: Promise<void>
   #address: Address | undefined
   #since: number | undefined
@@ -67,11 +75,13 @@ export class PeerLink {
     this.device = options.device
     this.#options = options
     const peer = { device: options.device, credentials: options.credentials, address: () => this.#address, clock: options.clock }
-    this.agent = new PeerAgent(peer)
+    this.#agent = new PeerAgent(peer)
     this.transfers = new PeerAgent(peer, TRANSFERS)
     this.#done = this.#run()
   }
 
+  /** The connections to where it was reached last. */
+  get agent (): PeerAgent { return this.#agent }
   get connected (): boolean { return this.#since !== undefined }
   /** Since when it is connected, milliseconds since 1970. */
   get since (): number | undefined { return this.#since }
@@ -88,24 +98,58 @@ export class PeerLink {
 
   /** Cuts the connections, since what they go over is gone, and tries again. */
   drop (): void {
-    this.agent.destroy()
+    this.#agent.destroy()
+    this.transfers.destroy()
     this.retry()
   }
 
-  /** Asks for a sign of life where it is connected, and drops the connections where none comes. */
+  /** Follows the addresses of this machine: `own` are those of each interface that is up. What came from one that
+   * is gone gets no answer any more, and TCP would take minutes to say so. */
+  ownAddresses (own: ReadonlyMap<string, readonly string[]>): void {
+    const zone = this.#address?.zone
+    if (this.#since === undefined || zone === undefined) return
+    const hosts = own.get(zone)
+    if (hosts === undefined || this.#agent.localHosts.some(host => !hosts.includes(host))) this.drop()
+  }
+
+  /** Asks for a sign of life where it is connected, and drops the connections where none comes; sooner where the
+   * device proves to be at another address meanwhile. */
   check (): void {
     if (this.#since === undefined || this.#isChecking) return
     this.#isChecking = true
-    askPeer(this.agent, this.device, '/', { signal: AbortSignal.any([this.#abort.signal, AbortSignal.timeout(CHECK_MS)]) })
+    const agent = this.#agent
+    const answered = new AbortController()
+    const signal = AbortSignal.any([this.#abort.signal, answered.signal])
+    const doubt = this.#options.clock.after(DOUBT_MS, () => { void this.#lookElsewhere(signal) })
+    askPeer(agent, this.device, '/', { signal: AbortSignal.any([signal, AbortSignal.timeout(CHECK_MS)]) })
       .then(answer => readBody(answer, MOST_MAIL_BYTES))
-      .catch(() => { if (!this.#abort.signal.aborted) this.drop() })
-      .finally(() => { this.#isChecking = false })
+      .catch(() => { if (agent === this.#agent && !this.#abort.signal.aborted) this.drop() })
+      .finally(() => {
+        doubt.cancel()
+        answered.abort()
+        this.#isChecking = false
+      })
+  }
+
+  /** Drops the connections when the device answers elsewhere before it does here. */
+  async #lookElsewhere (signal: AbortSignal): Promise<void> {
+    const here = this.#address === undefined ? '' : formatAddress(this.#address)
+    const choices = this.#addresses().filter(address => formatAddress(address) !== here)
+    if (choices.length === 0) return
+    try {
+      const { agent } = await race({ choices, clock: this.#options.clock, signal, attempt: (choice, lost) => this.#attempt(choice, AbortSignal.any([signal, lost])) })
+      agent.destroy()
+      if (this.#address !== undefined) this.#failed(this.#address)
+      this.drop()
+    } catch (error) {
+      this.#options.logger.debug({ device: this.device, reason: messageOf(error) }, 'the device answers nowhere else')
+    }
   }
 
   async stop (): Promise<void> {
     this.#abort.abort()
     this.#wake?.()
-    this.agent.destroy()
+    this.#agent.destroy()
     this.transfers.destroy()
     await this.#done
   }
@@ -131,63 +175,93 @@ export class PeerLink {
     this.#down(undefined)
   }
 
-  /** Throws what the last address said, when none answers. */
+  /** Races the addresses: the first that proves to be the device and answers is where it is. Throws why the best
+   * one did not, when none does. */
   async #reach (): Promise<void> {
-    let problem: unknown = new PatchcordError('unreachable', 'no address is known', { hint: `give one: patchcord connect ${this.device} --at <host>:<port>` })
-    for (const address of this.#options.addresses()) {
-      this.#address = address
-      try {
-        if (this.#options.isOver === true) await this.#fetchStatements(address)
-        const answer = await askPeer(this.agent, this.device, '/', { signal: this.#abort.signal })
-        await readBody(answer, MOST_MAIL_BYTES)
-        if (answer.statusCode === 403) await this.#fetchRenewal()
-        if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `${formatAddress(address)} answered ${answer.statusCode}`)
-        this.#isAsked = false
-        this.#since = this.#options.clock.now()
-        this.#problem = undefined
-        this.#options.logger.info({ device: this.device, address: formatAddress(address) }, 'connected')
-        this.#options.onChange()
-        return
-      } catch (error) {
-        problem = error
-        if (this.#abort.signal.aborted) break
-        await this.#fetchRestricted(error, address)
+    const { device, clock, logger, onChange } = this.#options
+    const choices = this.#addresses()
+    if (choices.length === 0) throw new PatchcordError('unreachable', 'no address is known', { hint: `give one: patchcord connect ${device} --at <host>:<port>` })
+    const { address, agent } = await race({ choices, clock, signal: this.#abort.signal, attempt: (choice, signal) => this.#attempt(choice, AbortSignal.any([this.#abort.signal, signal])) })
+      .catch((error: unknown) => { throw error instanceof AggregateError ? mostTelling(error.errors) : error })
+    this.#agent.destroy()
+    this.#agent = agent
+    this.#address = address
+    this.#failures.delete(formatAddress(address))
+    this.#isAsked = false
+    this.#since = clock.now()
+    this.#problem = undefined
+    logger.info({ device, address: formatAddress(address) }, 'connected')
+    onChange()
+  }
+
+  /** Best first, and those last that failed lately: who repeats a device's hint from elsewhere and lets nothing
+   * through is in the way once. */
+  #addresses (): Address[] {
+    const addresses = this.#options.addresses()
+    const texts = new Set(addresses.map(formatAddress))
+    for (const text of this.#failures.keys()) if (!texts.has(text)) this.#failures.delete(text)
+    const failures = (address: Address): number => this.#failures.get(formatAddress(address)) ?? 0
+    return addresses.toSorted((one, other) => failures(one) - failures(other))
+  }
+
+  /** One address, with connections of its own, which become the link's if it is the first to answer. */
+  async #attempt (address: Address, signal: AbortSignal): Promise<{ address: Address, agent: PeerAgent }> {
+    const { device, credentials, clock } = this.#options
+    const agent = new PeerAgent({ device, credentials, address: () => address, clock })
+    // A loser is cut at once, in the middle of a handshake too.
+    const cut = (): void => { agent.destroy() }
+    signal.addEventListener('abort', cut)
+    try {
+      signal.throwIfAborted()
+      if (this.#options.isOver === true) await this.#fetchStatements(address, signal)
+      const answer = await askPeer(agent, device, '/', { signal: AbortSignal.any([signal, AbortSignal.timeout(ATTEMPT_MS)]) })
+      await readBody(answer, MOST_MAIL_BYTES)
+      if (answer.statusCode === 403) await this.#fetchRenewal(agent, signal)
+      if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `${formatAddress(address)} answered ${answer.statusCode}`)
+      return { address, agent }
+    } catch (error) {
+      agent.destroy()
+      if (!signal.aborted) {
+        this.#failed(address)
+        await this.#fetchRestricted(error, address, signal)
       }
+      throw error
+    } finally {
+      signal.removeEventListener('abort', cut)
     }
-    throw problem
+  }
+
+  #failed (address: Address): void {
+    const text = formatAddress(address)
+    this.#failures.set(text, (this.#failures.get(text) ?? 0) + 1)
   }
 
   /** An expired certificate of ours gets one route: its renewal is in there. */
-  async #fetchRenewal (): Promise<never> {
-    try {
-      const answer = await askPeer(this.agent, this.device, '/mail', { signal: this.#abort.signal })
-      const body = await readBody(answer, MOST_MAIL_BYTES)
-      if (answer.statusCode === 200) await this.#options.onRestrictedMail?.(parseMail(body), 'admitted')
-    } finally {
-      // The next attempt shows the certificate that we have then.
-      this.agent.destroy()
-    }
+  async #fetchRenewal (agent: PeerAgent, signal: AbortSignal): Promise<never> {
+    const answer = await askPeer(agent, this.device, '/mail', { signal })
+    const body = await readBody(answer, MOST_MAIL_BYTES)
+    if (answer.statusCode === 200) await this.#options.onRestrictedMail?.(parseMail(body), 'admitted')
     throw new PatchcordError('unreachable', 'this device\'s certificate has ended; its renewal is being fetched')
   }
 
   /** Reads what is signed in the mail of a server that admission refused, where that may be. It never throws:
    * the refusal itself is the news. */
-  async #fetchRestricted (refusal: unknown, address: Address): Promise<void> {
+  async #fetchRestricted (refusal: unknown, address: Address, signal: AbortSignal): Promise<void> {
     const { credentials, clock, logger, onRestrictedMail } = this.#options
     const refused = refusedServer(refusal)
     const origin = refused === undefined ? undefined : restrictedOrigin(refused, clock.now())
     if (refused === undefined || origin === undefined || onRestrictedMail === undefined) return
     try {
-      const body = await fetchRestrictedMail({ device: this.device, credentials, address, clock, signal: this.#abort.signal, most: MOST_MAIL_BYTES, tolerates: rule => rule === refused.refused })
+      const body = await fetchRestrictedMail({ device: this.device, credentials, address, clock, signal, most: MOST_MAIL_BYTES, tolerates: rule => rule === refused.refused })
       await onRestrictedMail(parseMail(body), origin)
     } catch (error) {
       logger.debug({ device: this.device, reason: messageOf(error) }, 'no restricted mail')
     }
   }
 
-  async #fetchStatements (address: Address): Promise<never> {
+  async #fetchStatements (address: Address, signal: AbortSignal): Promise<never> {
     const { credentials, clock, onRestrictedMail } = this.#options
-    const body = await fetchRestrictedMail({ device: this.device, credentials, address, clock, signal: this.#abort.signal, most: MOST_MAIL_BYTES, tolerates: rule => rule === 'bad-signature' })
+    const body = await fetchRestrictedMail({ device: this.device, credentials, address, clock, signal, most: MOST_MAIL_BYTES, tolerates: rule => rule === 'bad-signature' })
     await onRestrictedMail?.(parseMail(body), 'unproved')
     throw new PatchcordError('unreachable', 'its user CA is retired or was replaced; it is looked for what follows')
   }
@@ -195,7 +269,7 @@ export class PeerLink {
   async #follow (): Promise<never> {
     let etag: string | undefined
     for (;;) {
-      const answer = await askPeer(this.agent, this.device, '/mail', { signal: this.#abort.signal, headers: etag === undefined ? {} : { 'If-None-Match': etag } })
+      const answer = await askPeer(this.agent, this.device, '/mail', { signal: this.#abort.signal, silentMs: SILENT_MAIL_MS, headers: etag === undefined ? {} : { 'If-None-Match': etag } })
       const body = await readBody(answer, MOST_MAIL_BYTES)
       if (answer.statusCode === 304) continue
       if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `its mail answered ${answer.statusCode}`)
@@ -225,6 +299,11 @@ export class PeerLink {
       }
     })
   }
+}
+
+/** What a person can do something about goes before an address that does not answer. */
+function mostTelling (problems: readonly unknown[]): unknown {
+  return problems.find(problem => refusedServer(problem) !== undefined) ?? problems[0]
 }
 
 function parseMail (body: Buffer): unknown {

@@ -1,8 +1,6 @@
 import type { EventEmitter } from 'node:events'
 import type { Agent } from 'node:http'
-import http from 'pouchdb-adapter-http'
-import PouchCore from 'pouchdb-core'
-import replication from 'pouchdb-replication'
+import { createRequire } from 'node:module'
 
 // PouchDB over HTTP, as far as replication needs it. Its own types bring the DOM's globals with them.
 
@@ -11,6 +9,8 @@ export interface RevisionAsk { readonly missing: readonly string[] }
 export interface WrittenDocument {
   readonly _id: string
   readonly _rev?: string
+  /** `data` is base64 or a Buffer. */
+  readonly _attachments?: Readonly<Record<string, { readonly data?: string | Buffer, readonly length?: number }>>
   readonly _revisions?: { readonly start: number, readonly ids: readonly string[] }
 }
 
@@ -33,10 +33,19 @@ interface PouchConstructor {
   replicate (source: PouchDatabase, target: PouchDatabase, options: object): Replication
 }
 
-const PouchDB = (PouchCore as PouchConstructor).plugin(http).plugin(replication)
+const require = createRequire(import.meta.url)
+let loaded: PouchConstructor | undefined
+
+/** PouchDB takes some 20 MiB: a device that receives nothing does not load it. */
+function pouch (): PouchConstructor {
+  loaded ??= (require('pouchdb-core') as PouchConstructor).plugin(require('pouchdb-adapter-http')).plugin(require('pouchdb-replication'))
+  return loaded
+}
 
 export interface HttpDatabaseOptions {
   readonly agent: Agent
+  /** Aborts every request, and those to come. */
+  readonly signal?: AbortSignal
   readonly auth?: { readonly username: string, readonly password: string }
 }
 
@@ -46,15 +55,16 @@ const PLACEHOLDER = 'http://database.patchcord.invalid'
 
 /** A database behind `base` (a URL without a slash at the end) under the name `id`, which has to stay the
  * same for as long as its checkpoints are to count. Nothing is asked of it yet, and it is never created. */
-export function openHttpDatabase (id: string, base: string, { agent, auth }: HttpDatabaseOptions): PouchDatabase {
+export function openHttpDatabase (id: string, base: string, { agent, auth, signal }: HttpDatabaseOptions): PouchDatabase {
   const name = `${PLACEHOLDER}/${encodeURIComponent(id)}`
   // It also asks the server itself for a `uuid`, to name checkpoints after.
   const server = base.slice(0, base.lastIndexOf('/'))
   const locate = (to: string): string => to.startsWith(name) ? base + to.slice(name.length) : server + to.slice(PLACEHOLDER.length)
-  return new PouchDB(name, {
+  return new (pouch())(name, {
     skip_setup: true,
     ...auth === undefined ? {} : { auth },
-    fetch: (to: string, options: object) => PouchDB.fetch(locate(to), { ...options, agent }),
+    // PouchDB has a signal of its own for feeds.
+    fetch: (to: string, options: { signal?: AbortSignal }) => pouch().fetch(locate(to), { ...options, ...signal === undefined ? {} : { signal: options.signal === undefined ? signal : AbortSignal.any([signal, options.signal]) }, agent }),
   })
 }
 
@@ -64,5 +74,5 @@ export function replicate (source: PouchDatabase, target: PouchDatabase, options
   const info = source.info.bind(source)
   let known: Awaited<ReturnType<PouchDatabase['info']>> | undefined
   source.info = async () => known ??= await info()
-  return PouchDB.replicate(source, target, options)
+  return pouch().replicate(source, target, options)
 }

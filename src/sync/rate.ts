@@ -4,22 +4,22 @@ import type { Clock } from '../core/clock.js'
 const WINDOW_MS = 5_000
 const STEP_MS = 250
 
-/** Bytes a second over the last seconds. */
+/** How much of something, such as bytes, goes by in a second: the mean of the last seconds. */
 export class Rate {
   readonly #clock: Clock
   readonly #started: number
-  #steps: Array<{ readonly at: number, bytes: number }> = []
+  #steps: Array<{ readonly at: number, count: number }> = []
 
   constructor (clock: Clock) {
     this.#clock = clock
     this.#started = clock.monotonic()
   }
 
-  add (bytes: number): void {
+  add (count: number): void {
     const now = this.#clock.monotonic()
     const last = this.#steps.at(-1)
-    if (last !== undefined && now - last.at < STEP_MS) last.bytes += bytes
-    else this.#steps.push({ at: now, bytes })
+    if (last !== undefined && now - last.at < STEP_MS) last.count += count
+    else this.#steps.push({ at: now, count })
     if (this.#steps.length > 2 * WINDOW_MS / STEP_MS) this.#trim(now)
   }
 
@@ -27,7 +27,7 @@ export class Rate {
     const now = this.#clock.monotonic()
     this.#trim(now)
     const over = Math.max(STEP_MS, Math.min(WINDOW_MS, now - this.#started))
-    return Math.round(this.#steps.reduce((sum, { bytes }) => sum + bytes, 0) / over * 1000)
+    return Math.round(this.#steps.reduce((sum, { count }) => sum + count, 0) / over * 1000)
   }
 
   #trim (now: number): void {

@@ -13,6 +13,8 @@ export interface LabDeviceOptions {
   readonly name: string
   /** Limits of its open port that differ from the defaults. */
   readonly limits?: AgentOptions['limits']
+  /** A CouchDB in the place of the embedded database. */
+  readonly couch?: AgentOptions['couch']
 }
 
 /** One whole device: agent, server and database in this process, with a folder of its own. */
@@ -49,13 +51,14 @@ export class LabDevice {
   get couch (): { url: string, username: string, password: string } { return { url: this.agent.couch.url, ...this.agent.programLogin } }
 
   async start (): Promise<void> {
-    const { limits } = this.#options
+    const { limits, couch } = this.#options
     this.#agent = await Agent.start({
       home: this.home, name: this.name, inProcess: true,
       // Links are the test's: devices of one lab, or of two, must not find each other by themselves.
       discovery: false,
       listen: { host: '::1', port: this.#port },
       ...limits === undefined ? {} : { limits },
+      ...couch === undefined ? {} : { couch },
     }, { logger: this.#logger, clock: this.#clock })
     this.#port = this.#agent.addresses[0]?.port ?? 0
   }

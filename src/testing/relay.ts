@@ -11,6 +11,7 @@ export class Relay {
   readonly #server: Server
   readonly #sockets = new Set<Socket>()
   #isCut = false
+  #isFrozen = false
   #bytesPerSecond = Infinity
   /** Bytes that passed, both ways. */
   bytes = 0
@@ -35,6 +36,18 @@ export class Relay {
 
   heal (): void { this.#isCut = false }
 
+  /** Nothing passes any more, and neither end is told: as when the other machine was suspended. Connections stay
+   * silent until `thaw`, which resets them. */
+  freeze (): void {
+    this.#isFrozen = true
+    for (const socket of this.#sockets) socket.unpipe().pause()
+  }
+
+  thaw (): void {
+    this.#isFrozen = false
+    for (const socket of this.#sockets) socket.resetAndDestroy()
+  }
+
   /** Connections made from now on carry at most this, each way. */
   slow (bytesPerSecond: number): void { this.#bytesPerSecond = bytesPerSecond }
 
@@ -46,6 +59,11 @@ export class Relay {
   #relay (near: Socket): void {
     if (this.#isCut) {
       near.resetAndDestroy()
+      return
+    }
+    if (this.#isFrozen) {
+      this.#sockets.add(near)
+      near.on('error', () => undefined).on('close', () => { this.#sockets.delete(near) }).pause()
       return
     }
     const far = connect({ host: hostOf(this.#to()), port: this.#to().port, noDelay: true })
