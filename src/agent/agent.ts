@@ -24,8 +24,9 @@ import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
 import { Conflicts } from './conflicts.js'
 import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
+import { CouchReplicator } from './couch-replication.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
-import { startBridge, type Bridge } from '../sync/bridge.js'
+import { startBridge, type Bridge, type BridgeToken } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
 import { NO_MAIL, writeMail } from './mail.js'
 import { Offers } from './offers.js'
@@ -48,6 +49,8 @@ export interface AgentOptions {
   readonly listen?: Address
   /** A CouchDB to use instead of the embedded one, and the file with its login. */
   readonly couch?: { readonly url: string, readonly credentialsFile: string }
+  /** Who pulls: this process, or the CouchDB named by `couch`. */
+  readonly replication?: 'agent' | 'couchdb'
   readonly name?: string
   readonly allowRouted?: boolean
   readonly limits?: Partial<Limits>
@@ -93,6 +96,7 @@ export class Agent {
   readonly #accounts: AccountBook
   readonly #resources: Resources
   #settings: Settings
+  #replicator: CouchReplicator | undefined
   #couch!: CouchHost
   #server!: ServerHost
   #pairing!: Pairing
@@ -120,8 +124,17 @@ export class Agent {
     this.#accounts = new AccountBook(settings.programPassword)
     this.events.setMaxListeners(0)
     const couch = (): CouchHost => this.#couch
+    const replicator = options.replication === 'couchdb'
+      ? new CouchReplicator(keystore.identity.device, {
+        clock, logger,
+        couch: () => this.#couch.client,
+        bridgeUrl: () => this.#bridge.url,
+        setTokens: tokens => { this.#bridge.setTokens([this.#bridgeToken, ...tokens]) },
+      })
+      : undefined
+    this.#replicator = replicator
     this.peers = new Peers({
-      book, clock, logger,
+      book, clock, logger, replicator,
       conflicts: database => this.conflicts.count(database),
       checkRoom: (device, bytes) => this.room.check(device, bytes),
       isRevoked: device => this.#revoked.has(device),
@@ -218,6 +231,8 @@ export class Agent {
   get listen (): ListenInfo[] {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
   }
+
+  get #bridgeToken (): BridgeToken { return { token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' } }
 
   /** What the databases received from a device may fill (bytes), or undefined where it has no quota. */
   quotaOf (device: DeviceId): number | undefined {
@@ -363,6 +378,15 @@ export class Agent {
     this.#resources.add(() => this.#server.stop())
     if (!isHalted && this.#options.listen === undefined) await this.#keep({ port: this.#server.addresses[0]!.port })
 
+    if (this.#replicator !== undefined && this.#couch.kind === 'embedded') throw new PatchcordError('usage', 'the embedded database has no scheduler of its own', { hint: 'name a CouchDB with --couch, or leave --replication out' })
+    await this.#replicator?.clear()
+    this.#bridge = await patiently(patience, () => startBridge({
+      port: this.#settings.bridgePort ?? 0, logger, clock,
+      tokens: [this.#bridgeToken],
+      peerAgent: device => this.peers.peer(device)?.link.agent,
+    }))
+    this.#resources.add(() => this.#bridge.stop())
+    await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
     const gaps = watchForGaps(clock, () => { this.peers.woke() })
@@ -373,13 +397,6 @@ export class Agent {
     this.#resources.add(() => this.#pairing.stop())
     await this.#pairing.mending.start()
     this.lookForKnown()
-    this.#bridge = await patiently(patience, () => startBridge({
-      port: this.#settings.bridgePort ?? 0, logger, clock,
-      tokens: [{ token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' }],
-      peerAgent: device => this.peers.peer(device)?.link.agent,
-    }))
-    this.#resources.add(() => this.#bridge.stop())
-    await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     this.downloads.goOn(id => this.sources.later(id))
     const control = new ControlServer(home.socket, operationsOf(this), logger)
     await control.listen()

@@ -45,8 +45,12 @@ export class CouchClient {
   }
 
   /** One request with a JSON answer, whatever its status. Throws `upstream-down` or `upstream-slow`. */
-  async ask (method: string, path: string, body?: unknown): Promise<{ status: number, value: unknown }> {
-    const { username, password } = this.#login
+  ask (method: string, path: string, body?: unknown): Promise<{ status: number, value: unknown }> {
+    return this.askAs(this.#login, method, path, body)
+  }
+
+  /** The same with another login. */
+  async askAs ({ username, password }: CouchLogin, method: string, path: string, body?: unknown): Promise<{ status: number, value: unknown }> {
     const text = body === undefined ? undefined : JSON.stringify(body)
     return await new Promise((resolve, reject) => {
       const sent = request({
