@@ -3,6 +3,7 @@
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { METRICS } from '../src/agent/metrics.js'
 import { ERRORS } from '../src/core/errors.js'
 import { DEFAULT_LIMITS } from '../src/core/limits.js'
 import type { DatabaseName, DeviceId } from '../src/core/ids.js'
@@ -22,6 +23,7 @@ export function generateDocs (): ReadonlyMap<string, string> {
     ['docs/env.schema.json', `${JSON.stringify(envJsonSchema(comments), null, 2)}\n`],
     ['docs/errors.md', errors()],
     ['docs/limits.md', limits(comments)],
+    ['docs/metrics.md', metrics()],
     ['docs/couch-surface.md', surface()],
   ])
 }
@@ -75,6 +77,27 @@ function readable (name: string, value: number): string {
   if (name.endsWith('Ms')) return `${value} (${value / 1000} s)`
   if (name.endsWith('Bytes')) return `${value} (${value >= 1_048_576 ? `${value / 1_048_576} MiB` : `${value / 1024} KiB`})`
   return String(value)
+}
+
+// ---- metrics
+
+function metrics (): string {
+  return `# Metrics
+
+${MADE} The table is \`METRICS\` in \`src/agent/metrics.ts\`.
+
+The service answers \`GET /metrics\` on its control socket, in Prometheus's text format, and on no port:
+
+\`\`\`
+patchcord metrics
+curl --unix-socket $XDG_RUNTIME_DIR/patchcord/control.sock http://localhost/metrics
+\`\`\`
+
+For a Prometheus that runs as another user, let a timer of yours write \`patchcord metrics\` into the textfile folder of
+its node exporter. Devices are named by their ID.
+
+${table(['metric', 'what it is'], Object.entries(METRICS).map(([name, help]) => [`\`${name}\``, help]))}
+`
 }
 
 // ---- the CouchDB surface

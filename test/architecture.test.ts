@@ -22,6 +22,7 @@ const ROOMS: Readonly<Record<string, string>> = {
   discovery: 'discovery/discovery.ts',
   sync: 'sync/peer-link.ts',
   embedded: 'embedded/front.ts',
+  machine: 'machine/doctor.ts',
   control: 'control/operations.ts',
   agent: 'agent/agent.ts',
   cli: 'cli/program.ts',
@@ -64,12 +65,17 @@ const ARROWS: ReadonlyArray<[from: string, to: string, why: string]> = [
   ['discovery', 'core', 'IDs, addresses with zones, the clock and the log'],
   ['agent', 'discovery', 'starts it, and hands its hints to the links'],
   ['agent', 'pairing', 'opens the pairing window and keeps what comes of it'],
+  ['machine', 'core', 'errors, addresses, and where the home is'],
+  ['agent', 'machine', 'starts the server with as little as this machine lets it be given'],
+  ['embedded', 'machine', 'starts its child held to its profile'],
+  ['cli', 'machine', 'doctor and service: they work where no service runs'],
   ['agent', 'control', 'serves the local API'],
   ['cli', 'core', 'errors with their exit codes, and where the home is'],
   ['cli', 'control', 'the typed client: the command line does nothing by itself'],
   ['bin', 'core', 'errors and the log, before there is anything else'],
   ['bin', 'server', 'patchcord-server runs it'],
   ['bin', 'agent', 'patchcord up runs it'],
+  ['bin', 'machine', 'tells systemd that the service is ready'],
   ['bin', 'cli', 'patchcord is it'],
   ['index.ts', 'core', 'what the types of the public API name'],
   ['index.ts', 'server', 'startServer'],
@@ -83,8 +89,9 @@ const ARROWS: ReadonlyArray<[from: string, to: string, why: string]> = [
 const PATHS: ReadonlyArray<[from: string, path: string, why: string]> = [
   ['agent/server-host.ts', '../bin/patchcord-server.js', 'the server is an executable of its own, so that a tight profile fits it'],
   ['files/leaf-hashes.ts', 'hash-worker.js', 'hashing is spread over threads'],
+  ['machine/installation.ts', '../../..', 'the folder of the package, which is all the code that the server may read'],
   ['embedded/supervise.ts', 'child.js', 'the embedded database is a process of its own'],
-  ['bin/patchcord.ts', '../../../package.json', '--version'],
+  ['bin/main.ts', '../../../package.json', '--version'],
   ['discovery/discovery.ts', './worker.js', 'mDNS is a thread of its own, where a flood blocks nothing'],
 ]
 
@@ -99,6 +106,7 @@ const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why:
   'node-forge': [['identity'], 'PKCS#12, over DER that we made'],
   'http-proxy': [['couch'], 'the way to CouchDB'],
   'commander': [['cli'], 'command lines'],
+  'prom-client': [['agent'], 'metrics'],
   'uqr': [['cli'], 'the QR code of a pairing link, drawn in the terminal'],
   'pouchdb-core': [['embedded', 'sync'], 'embedded stores with it, sync replicates with it; each types the part it calls'],
   'pouchdb-adapter-leveldb': [['embedded'], 'the store of the embedded database'],
@@ -108,6 +116,7 @@ const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why:
 
 const EXITS: Readonly<Record<string, string>> = {
   'bin/patchcord.ts': 'an executable',
+  'bin/patchcord-agent.ts': 'an executable',
   'bin/patchcord-server.ts': 'an executable',
   'embedded/child.ts': 'the main file of the embedded database\'s process: it is forked by path, never imported',
 }

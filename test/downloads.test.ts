@@ -343,11 +343,11 @@ await t.test('what is remembered of a download and is damaged is not believed', 
   const lies = Buffer.from(good)
   lies.fill(2, lies.length - 3)
   writeFileSync(join(partial, `${id}.bitmap`), lies)
-  t.strictSame(await resumed(), { missing: [0, 2], damaged: [2, 0] }, 'a record that says more than the disk has')
+  t.strictSame(await resumed(), { missing: [0, 2], damaged: [0, 2] }, 'a record that says more than the disk has')
 
   async function resumed (): Promise<{ missing: number[], damaged: number[] } | undefined> {
     const partial = await PartialFile.resume(store, id)
-    const found = partial && { missing: partial.missing(), damaged: partial.damaged }
+    const found = partial && { missing: partial.missing(), damaged: partial.damaged.toSorted((one, other) => one - other) }
     await partial?.suspend()
     return found
   }

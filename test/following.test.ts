@@ -1,11 +1,20 @@
 import { randomBytes } from 'node:crypto'
-import { writeFile } from 'node:fs/promises'
+import { existsSync, readFileSync } from 'node:fs'
+import { chmod, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { pino } from 'pino'
 import t from 'tap'
 import { parseContentId, parseDatabaseName } from '../src/core/ids.js'
+import { LEAF_BYTES } from '../src/files/content-id.js'
 import { Lab, type LabDevice } from '../src/testing.js'
 
-const lab = await Lab.start()
+/** What following on the laptop says of files that it was not given. */
+const refusals: Array<{ database: string, id: string }> = []
+const logger = pino({ level: 'debug' }, { write: (line: string) => {
+  const entry = JSON.parse(line) as { msg: string, lab: string, database: string, id: string }
+  if (entry.lab === 'laptop' && entry.msg === 'a file was not fetched') refusals.push(entry)
+} })
+const lab = await Lab.start({ logger })
 t.teardown(() => lab.stop())
 const folder = t.testdir({})
 
@@ -119,4 +128,105 @@ await t.test('others are asked only for what they share', async t => {
   const unknown = parseContentId('mcpw4nwsibkykgenlt6xmh2apr6mi2t5h4yuzcbharu53yyv7tiq')
   const sources = await laptop.agent.sources.of(unknown)
   t.strictSame(sources().map(({ device }) => device), [desktop.device], 'own devices for any, others for nothing they did not share')
+})
+
+await t.test('a private file of a third party: planted, fetched on two accounts, gone on with, pieced together: nobody gains it', async t => {
+  // Everybody may write "common"; the friend and the colleague share nothing with each other. The colleague has files
+  // that he shares with the laptop alone, in a database of his own, and the friend has come by their IDs.
+  const colleague = await lab.device({ user: 'u3', name: 'colleague' })
+  await lab.pair(laptop, colleague)
+  await laptop.call('db-create', { name: 'common' })
+  for (const [peer, device] of [['friend', friend], ['colleague', colleague]] as const) {
+    await laptop.call('share', { database: 'common', with: peer, write: true })
+    await lab.until('the offer', async () => (await device.call('shares', {})).shares.some(offer => offer.database === 'common'))
+    // By another name, so that names of both sides are told apart.
+    await device.call('accept', { peer: 'laptop', database: 'common', as: `of-${peer}` })
+  }
+  await colleague.call('db-create', { name: 'private' })
+  await colleague.call('share', { database: 'private', with: 'laptop' })
+  await lab.until('the offer', async () => (await laptop.call('shares', {})).shares.some(offer => offer.database === 'private'))
+  await laptop.call('accept', { peer: 'colleague', database: 'private' })
+
+  const gains = async (id: string, why: string, hasSome = false): Promise<void> => {
+    t.strictSame((await records(laptop, id)).filter(database => database !== 'private'), [], `${why}: no record`)
+    t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: false }, why)
+    t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}?database=common` }), { allowed: false }, why)
+    if (!hasSome) await t.rejects(friend.call('get', { id, output: join(folder, 'gained'), from: 'laptop', force: true }), { code: 'not-found' }, why)
+  }
+  const plant = async (id: string, size: number): Promise<void> => {
+    t.equal((await friend.db('PUT', `/of-friend/${id}`, file(id, size))).status, 201)
+    await lab.until('the planted document', async () => (await laptop.db('GET', `/common/${id}`)).status === 200)
+  }
+  /** The laptop asked on account of "common", and was given nothing, `times` over. */
+  const refused = (id: string, times = 1): Promise<void> => lab.until('the refusal', () => refusals.filter(line => line.database === 'common' && line.id === id).length >= times)
+  await laptop.call('follow', { database: 'common', policy: { fetch: 'all' } })
+
+  const small = randomBytes(50)
+  const big = randomBytes(2_500_000)
+  for (const bytes of [small, big]) {
+    const id = await add(colleague, bytes, 'private')
+    await lab.until('the private document', async () => (await laptop.db('GET', `/private/${id}`)).status === 200)
+    await plant(id, bytes.length)
+    await refused(id)
+    t.equal(await has(laptop, id), false, 'the colleague does not give it on account of the common database')
+    await gains(id, 'planted')
+    // A person here may have it all the same, and that makes a record for the private database alone.
+    await laptop.call('get', { id, output: join(folder, 'mine'), force: true })
+    t.strictSame(await records(laptop, id), ['private'])
+    const before = refusals.length
+    laptop.agent.following.retry()
+    await lab.until('another refusal', () => refusals.slice(before).some(line => line.database === 'common' && line.id === id))
+    await gains(id, 'here already, and planted')
+  }
+
+  // A friend whose program is not ours has all of a file but its first leaf, and says that it is recorded.
+  const mostOf = async (bytes: Buffer): Promise<string> => {
+    const id = await add(friend, bytes)
+    const path = friend.agent.store.path(parseContentId(id))
+    await chmod(path, 0o644)
+    await writeFile(path, Buffer.concat([Buffer.alloc(LEAF_BYTES), bytes.subarray(LEAF_BYTES)]))
+    await friend.agent.store.record(parseContentId(id), parseDatabaseName('of-friend'))
+    await plant(id, bytes.length)
+    return id
+  }
+  const pieces = randomBytes(6 * LEAF_BYTES)
+  const id = await add(colleague, pieces, 'private')
+  await lab.until('the private document', async () => (await laptop.db('GET', `/private/${id}`)).status === 200)
+  await laptop.call('follow', { database: 'private', policy: { fetch: 'all' } })
+  await lab.until('the file', async () => (await records(laptop, id)).includes('private'))
+  await mostOf(pieces)
+  await refused(id)
+  await gains(id, 'pieced together from the private account and the friend', true)
+  await laptop.call('follow', { database: 'private', policy: { fetch: 'on-demand' } })
+  // The friend was caught at a wrong leaf, and that lasts for as long as the service runs.
+  const { value } = await friend.db('GET', `/of-friend/${id}`)
+  await friend.db('DELETE', `/of-friend/${id}?rev=${(value as { _rev: string })._rev}`)
+  await lab.until('the planted document gone', async () => (await laptop.db('GET', `/common/${id}`)).status === 404)
+  await laptop.stop()
+  await laptop.start()
+  for (const device of [friend, colleague]) await lab.connected(laptop, device)
+
+  // A download that began on the private account, and that the friend's bytes would end.
+  const half = randomBytes(12 * LEAF_BYTES)
+  const halfId = await add(colleague, half, 'private')
+  await lab.until('the private document', async () => (await laptop.db('GET', `/private/${halfId}`)).status === 200)
+  await lab.slow(laptop, colleague, LEAF_BYTES)
+  await lab.cut(laptop, colleague)
+  await lab.heal(laptop, colleague)
+  const begun = laptop.call('get', { id: halfId, output: join(folder, 'half') })
+  begun.catch(() => undefined)
+  const state = laptop.agent.store.partialPath(parseContentId(halfId)).replace('.partial', '.bitmap')
+  await lab.until('its first leaf', () => existsSync(state) && readFileSync(state)[40 + 12 * 32] !== 0)
+  await lab.cut(laptop, colleague)
+  await t.rejects(begun, { code: 'unreachable' })
+  t.equal(await mostOf(half), halfId)
+  await refused(halfId)
+  t.ok(await has(laptop, halfId), 'the friend gave the rest')
+  await gains(halfId, 'begun on the private account', true)
+
+  // The control: what the colleague puts into the common database is given on its account.
+  await lab.heal(laptop, colleague)
+  const common = await add(colleague, randomBytes(2_000_000), 'of-colleague')
+  await lab.until('the common file and its record', async () => (await records(laptop, common)).includes('common'))
+  t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${common}?database=common` }), { allowed: true, rule: 'file: account' })
 })

@@ -1,6 +1,9 @@
-import t from 'tap'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
 import type { PairEvent, PairOpenArgs } from '../src/control/operations.js'
 import { Lab, type LabDevice } from '../src/testing.js'
+import { PairingRelay } from './fixtures/pairing-relay.js'
 
 // Pairing as the service does it: windows, questions and what is written down, between whole devices.
 
@@ -94,4 +97,121 @@ await t.test('peers by a link, with what is offered; refusals of every kind chan
   await t.rejects(bob.call('pair-join', { invitation: own.link, as: 'own', yes: true, at: own.at }), { code: 'refused' })
   await own.done.catch(() => undefined)
   t.match((await bob.call('devices', {})).devices[1], { name: 'anna', relation: 'peer' })
+})
+
+/** A pairing by link whose cable is pulled when message `at` comes by. */
+async function pairUntil (t: Test, lab: Lab, R: LabDevice, I: LabDevice, as: 'own' | 'peer', at: number, onCut: () => Promise<void> = () => Promise.resolve()): Promise<void> {
+  const window = await open(lab, R, { as, yes: true, linkOnly: true })
+  let pulled: Promise<void> | undefined
+  const relay = await PairingRelay.open(Number(window.at[0]!.split(':').at(-1)), async number => {
+    if (number !== at) return true
+    pulled = onCut()
+    await pulled
+    relay.cut()
+    return false
+  })
+  t.teardown(() => { relay.close() })
+  await t.rejects(I.call('pair-join', { invitation: window.link, as, yes: true, at: [`[::1]:${relay.port}`] }), `the cable is pulled at M${at}`)
+  await lab.until('the message', () => pulled !== undefined)
+  await pulled
+  await window.done.catch(() => undefined)
+}
+
+const stateOf = async (device: LabDevice, other: string): Promise<string> => (await device.call('devices', {})).devices.find(one => one.device === other)?.state ?? 'nothing'
+const pendingOf = (device: LabDevice): unknown[] => (JSON.parse(readFileSync(join(device.home.root, 'pairing-pending.json'), 'utf8')) as { pending: unknown[] }).pending
+const MINUTE = 60_000
+
+/** Ends a device before it can mend anything, as a power button does. */
+async function off (device: LabDevice): Promise<void> {
+  device.agent.pairing.mending.stop()
+  await device.stop()
+}
+
+await t.test('an exchange that was cut: mended at the next contact, forgotten by both where there is none', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const [anna, bob, tablet] = [await lab.device({ user: 'u1', name: 'anna' }), await lab.device({ user: 'u2', name: 'bob' }), await lab.device({ user: 'was alone', name: 'tablet' })]
+  const [toBob, toTablet, toAnna] = [bob.device, tablet.device, anna.device]
+
+  await pairUntil(t, lab, anna, bob, 'peer', 7)
+  t.strictSame([await stateOf(anna, toBob), await stateOf(bob, toAnna), pendingOf(bob).length], ['nothing', 'nothing', 1])
+  lab.clock.sleep(11 * MINUTE)
+  await lab.until('the pending pair to be dropped', () => pendingOf(bob).length === 0)
+
+  // R has it on disk, I is off for longer than a pair may be pending.
+  await pairUntil(t, lab, anna, bob, 'peer', 8, () => off(bob))
+  t.equal(await stateOf(anna, toBob), 'unconfirmed')
+  t.equal(anna.agent.book.whitelist.length, 1)
+  lab.clock.sleep(16 * MINUTE)
+  await lab.until('its rights to be taken back', () => anna.agent.book.whitelist.length === 0)
+  t.match((await anna.call('status', {})).notices, [{ about: 'pairing', text: /bob was paired as peer and has not said that it knows: it has no rights/ }])
+  await bob.start()
+  t.equal(await stateOf(bob, toAnna), 'nothing')
+  await lab.until('being refused, and forgetting', async () => {
+    lab.clock.advance(MINUTE)
+    return await stateOf(anna, toBob) === 'nothing'
+  })
+  t.strictSame((await anna.call('status', {})).notices, [])
+
+  // The same, and I comes back in time.
+  await pairUntil(t, lab, anna, bob, 'peer', 8, () => off(bob))
+  await bob.start()
+  await lab.until('both', async () => await stateOf(anna, toBob) === 'trusted' && await stateOf(bob, toAnna) === 'trusted')
+
+  // Own: the certificates wait in the mail, for who shows the key.
+  await pairUntil(t, lab, anna, tablet, 'own', 8, () => off(tablet))
+  t.equal(await stateOf(anna, toTablet), 'unconfirmed')
+  await tablet.start()
+  await lab.until('both', async () => await stateOf(anna, toTablet) === 'trusted' && await stateOf(tablet, toAnna) === 'trusted')
+  t.equal((await tablet.call('identity', {})).user, (await anna.call('identity', {})).user)
+  await anna.call('db-create', { name: 'notes' })
+  await lab.until('what own devices have', async () => (await tablet.call('db-ls', {})).databases.includes('notes'))
+
+  // Nobody comes for them: it stays listed, and the person is told.
+  const phone = await lab.device({ user: 'alone, too', name: 'phone' })
+  const toPhone = phone.device
+  await pairUntil(t, lab, anna, phone, 'own', 8, () => off(phone))
+  lab.clock.sleep(16 * MINUTE)
+  t.match((await anna.call('status', {})).notices.filter(({ about }) => about === 'pairing'), [{ text: /phone was paired as own and has not said that it knows/, hint: /patchcord revoke/ }])
+  await phone.start()
+  t.equal(await stateOf(phone, toAnna), 'nothing')
+  const again = await open(lab, anna, { as: 'own', yes: true, linkOnly: true })
+  await phone.call('pair-join', { invitation: again.link, as: 'own', yes: true, at: again.at })
+  await again.done
+  t.strictSame([await stateOf(anna, toPhone), await stateOf(phone, toAnna)], ['trusted', 'trusted'], 'pairing again mends')
+  t.strictSame((await anna.call('status', {})).notices.filter(({ about }) => about === 'pairing'), [])
+})
+
+await t.test('killed in the middle of writing a peer down: nothing of it is left', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const [anna, bob] = [await lab.device({ user: 'u1', name: 'anna' }), await lab.device({ user: 'u2', name: 'bob' })]
+  const toBob = bob.device
+  await pairUntil(t, lab, anna, bob, 'peer', 8, () => off(bob))
+  await anna.stop()
+  writeFileSync(join(anna.home.root, 'whitelist.json'), '{"version":1,"entries":[]}', { mode: 0o600 })
+  await anna.start()
+  t.equal(await stateOf(anna, toBob), 'nothing')
+  t.notOk(Object.hasOwn(anna.agent.book.grants, toBob))
+})
+
+await t.test('the recovery key travels with the pairing and is pinned; another one is refused', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const [anna, bob, tablet] = [await lab.device({ user: 'u1', name: 'anna' }), await lab.device({ user: 'u2', name: 'bob' }), await lab.device({ user: 'was alone', name: 'tablet' })]
+  const { user } = await anna.call('identity', {})
+  await anna.call('ca-export', { passphrase: 'a long enough passphrase' })
+  const told = anna.agent.cas.recoveryKey(user as never)
+  t.ok(told)
+  for (const [other, as] of [[bob, 'peer'], [tablet, 'own']] as const) {
+    const window = await open(lab, anna, { as, yes: true, linkOnly: true })
+    await other.call('pair-join', { invitation: window.link, as, yes: true, at: window.at })
+    await window.done
+    t.strictSame(other.agent.cas.recoveryKey(user as never), told, as)
+  }
+  await anna.call('ca-export', { passphrase: 'a long enough passphrase', replace: true })
+  const window = await open(lab, anna, { as: 'peer', yes: true, linkOnly: true })
+  await t.rejects(bob.call('pair-join', { invitation: window.link, as: 'peer', yes: true, at: window.at }), { code: 'refused', message: /another recovery key is known/ })
+  await window.done.catch(() => undefined)
+  t.strictSame(bob.agent.cas.recoveryKey(user as never), told, 'the first one told stays')
 })

@@ -4,12 +4,13 @@ import { decodeBase32 } from '../src/core/base32.js'
 import type { DatabaseName } from '../src/core/ids.js'
 import { lvCat } from '../src/core/lv-cat.js'
 import { encodeFrame, FrameReader, MESSAGE, type MessageNumber } from '../src/pairing/frames.js'
-import { initiate, startJoining, type InitiatorState } from '../src/pairing/initiator.js'
+import { initiate, startJoining } from '../src/pairing/initiator.js'
 import { dialable, formatLink, newCode, ownAddresses, parseInvitation } from '../src/pairing/invitation.js'
 import { encodeHello, encodeRecord, encodeShare, encodeSignedRecord, encodeTag, parseCommit, parseHello, parseRecord, parseRefusal, parseShare, parseSignedRecord, parseTag, type PartyRecord, type Relation } from '../src/pairing/messages.js'
 import { confirmationTag, keysOf, recordTag, shareOf, termsOf, type Binding } from '../src/pairing/proof.js'
 import { openWindow, respond, responderDeadline } from '../src/pairing/responder.js'
 import { CONFIRM_MS, MOST_WAITING, STEP_MS, WINDOW_MS, type ResponderEffect, type ResponderState } from '../src/pairing/responder-state.js'
+import { fuzz, fuzzTargets } from './fixtures/pairing-fuzz.js'
 import { channelBetween, Duet, framesIn, idFor, issueFor, paper, paperSelf, requestsOf, sha256 } from './pairing-fixtures.js'
 
 // The properties at the end of 4-pairing.md, on the pure machines. FUZZ_RUNS multiplies what is random:
@@ -452,61 +453,13 @@ await t.test('the parsers take anything', t => {
   t.end()
 })
 
-await t.test('mutated messages crash nothing, bring nobody trust and cost less than 50 ms', t => {
-  const outliers: string[] = []
-  let mutations = 0
-  for (const choices of [YES, OWN]) {
-    // The machine as it was before each message, and that message.
-    const before: Array<{ state: InitiatorState | ResponderState, to: 'I' | 'R', bytes: Buffer, now: number }> = []
-    const duet = new Duet(choices)
-    duet.run((frame, from) => {
-      before.push(from === 'I' ? { state: duet.responder, to: 'R', bytes: frame, now: duet.now } : { state: duet.initiator, to: 'I', bytes: frame, now: duet.now })
-      return frame
-    })
-    t.equal(before.length, 9)
-    const deliver = ({ state, to, now }: typeof before[number], frames: ReturnType<typeof framesIn>): string[] => {
-      const does: string[] = []
-      let current = state
-      for (const frame of frames.frames) {
-        const next = to === 'I' ? initiate(current as InitiatorState, { type: 'frame', frame }, now) : respond(current as ResponderState, { type: 'frame', session: 1, frame }, now)
-        current = next.state
-        does.push(...next.effects.map(effect => effect.do))
-      }
-      return does
-    }
-    const mutate = fc.tuple(fc.nat(8), fc.array(fc.tuple(fc.constantFrom('flip', 'cut', 'insert', 'repeat', 'zero'), fc.nat(), fc.nat(255)), { minLength: 1, maxLength: 4 }))
-    fc.assert(fc.property(mutate, ([which, changes]) => {
-      const target = before[which]!
-      let mutated = target.bytes
-      for (const [how, where, value] of changes) {
-        const at = where % Math.max(1, mutated.length)
-        mutated = {
-          flip: () => { const copy = Buffer.from(mutated); copy[at] = (copy[at] ?? 0) ^ (value || 1); return copy },
-          cut: () => Buffer.concat([mutated.subarray(0, at), mutated.subarray(at + 1 + value % 40)]),
-          insert: () => Buffer.concat([mutated.subarray(0, at), Buffer.alloc(1 + value % 40, value), mutated.subarray(at)]),
-          repeat: () => Buffer.concat([mutated, mutated.subarray(0, at)]),
-          zero: () => { const copy = Buffer.from(mutated); copy.fill(0, at, Math.min(copy.length, at + value % 40)); return copy },
-        }[how as 'flip']()
-      }
-      // Only what starts with the message itself may do what the message does.
-      if (mutated.subarray(0, target.bytes.length).equals(target.bytes)) return true
-      mutations++
-      const attempt = (): number => {
-        const started = process.cpuUsage()
-        const does = deliver(target, framesIn(mutated))
-        if (['ask', 'commit', 'issue', 'hold', 'settle', 'proven'].some(effect => does.includes(effect))) throw new Error(`a mutated M${target.bytes[0]} did ${does.join()}`)
-        const { user, system } = process.cpuUsage(started)
-        return (user + system) / 1000
-      }
-      const cost = attempt()
-      // The collector may fall into one; three in a row is the message's own doing.
-      if (cost > 50 && attempt() > 50 && attempt() > 50) outliers.push(`M${target.bytes[0]}: ${cost} ms`)
-      return true
-    }), { seed, numRuns: Number(process.env['FUZZ_MUTATIONS'] ?? 5000) })
+await t.test('mutated messages, records, signing requests and certificates crash nothing, bring nobody trust and cost less than 50 ms', async t => {
+  // The whole is `npm run test:fuzz`.
+  const counts = { messages: 5000, records: 2000, requests: 1000, certificates: 1000 }
+  for (const target of await fuzzTargets()) {
+    const { inputs, outliers } = fuzz(target, counts[target.kind], seed)
+    t.same(outliers, [], `${inputs} ${target.kind}`)
   }
-  t.same(outliers, [])
-  t.ok(mutations > 0.8 * 2 * Number(process.env['FUZZ_MUTATIONS'] ?? 5000), `${mutations} mutations`)
-  t.end()
 })
 
 await t.test('codes, links and addresses', t => {

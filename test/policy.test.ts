@@ -403,6 +403,10 @@ await t.test('what is not CouchDB\'s', t => {
   t.same(actionOf('GET', `/files/${FILE}`), { kind: 'file', id: FILE, part: 'content' })
   t.same(actionOf('HEAD', `/files/${FILE}/leaves`), { kind: 'file', id: FILE, part: 'leaves' })
   t.same(actionOf('GET', `/files/${FILE}/records`), { kind: 'file', id: FILE, part: 'records' })
+  t.same(actionOf('GET', `/files/${FILE}?database=shared`), { kind: 'file', id: FILE, part: 'content', account: 'shared' })
+  t.same(actionOf('GET', `/files/${FILE}/leaves?database=a%2Fb`), { kind: 'file', id: FILE, part: 'leaves', account: 'a/b' })
+  for (const bad of ['', 'A', '_', '..', 'x*']) t.equal(actionOf('GET', `/files/${FILE}?database=${bad}`), undefined, `on account of ${bad}`)
+  t.equal(actionOf('GET', `/files/${FILE}/records?database=shared`), undefined)
   t.end()
 })
 
@@ -529,6 +533,7 @@ await t.test('files: refusals first', t => {
   const content = actionOf('GET', `/files/${FILE}`)!
   const leaves = actionOf('GET', `/files/${FILE}/leaves`)!
   const records = actionOf('GET', `/files/${FILE}/records`)!
+  const onAccount = actionOf('GET', `/files/${FILE}?database=abc`)!
   const own = principal('own', {})
   const limited = principal('own', { 'a*': 'read' }, { grant: { databases: { 'a*': 'read' }, files: 'referenced' } })
   const peer = principal('peer', { shared: 'read', 'p*': 'read' })
@@ -542,6 +547,12 @@ await t.test('files: refusals first', t => {
     ['a peer, recorded for what a pattern would cover', peer, content, facts(['public']), 404],
     ['a peer, lent and over', peer, content, facts([], NOW), 404],
     ['a peer, lent without an end', peer, content, facts([], Number.NaN), 404],
+    ['a peer on account of a database that the file is not recorded for, though for another of his', peer, onAccount, facts(['shared'], NOW + 1), 404],
+    ['a peer on account of a database that he may not read', peer, onAccount, facts(['abc'], NOW + 1), 404],
+    ['a peer on account of a database, no facts', peer, onAccount, undefined, 404],
+    ['an own device on account of a database that the file is not recorded for', own, onAccount, facts(['shared']), 404],
+    ['an own device on account of a database that it may not read', own, onAccount, facts(['abc']), 404],
+    ['an own device on account of a database, no facts', own, onAccount, undefined, 404],
     ['a peer asks for records', peer, records, facts(['shared'], NOW + 1), 404],
     ['a peer with files: all', greedy, content, facts([]), 404],
     ['a peer with files: all asks for records', greedy, records, facts([]), 404],
@@ -550,6 +561,9 @@ await t.test('files: refusals first', t => {
     ['an own device with files: referenced asks for records', limited, records, facts(['a']), 404],
     ['an expired own device', { ...own, endsAt: NOW }, content, undefined, 403],
     ['an own device without a known end', { ...own, endsAt: Number.NaN }, content, undefined, 403],
+    ['a peer on account of a database', principal('peer', { abc: 'read' }), onAccount, facts(['abc', 'shared']), 200],
+    ['an own device on account of a database', principal('own', { '*': 'write' }), onAccount, facts(['abc']), 200],
+    ['an own device with files: referenced, on account of a database', limited, onAccount, facts(['abc']), 200],
     ['a peer, recorded', peer, content, facts(['private', 'shared']), 200],
     ['a peer, leaves of a recorded file', peer, leaves, facts(['shared']), 200],
     ['a peer, lent', peer, content, facts([], NOW + 1), 200],
@@ -560,6 +574,7 @@ await t.test('files: refusals first', t => {
     t.equal(decide(who, action, NOW, known).status, status, why)
   }
   t.equal(needsFacts(own, content), false)
+  t.equal(needsFacts(own, onAccount), true)
   t.equal(needsFacts(peer, content), true)
   t.equal(needsFacts(greedy, content), true)
   t.equal(needsFacts(limited, content), true)
@@ -908,14 +923,16 @@ await t.test('taking a database away from a grant never allows more', t => {
 })
 
 await t.test('files: allowed exactly where the model allows it', t => {
-  fc.assert(fc.property(relations, grants, ends, fc.constantFrom('all', 'referenced') as fc.Arbitrary<Grant['files']>, fc.array(databaseNames, { maxLength: 4 }), fc.option(fc.constantFrom(NOW - 1, NOW, NOW + 1), { nil: undefined }), fc.constantFrom('content', 'leaves', 'records'), (relation, databases, endsAt, files, recorded, lentUntil, part) => {
+  fc.assert(fc.property(relations, grants, ends, fc.constantFrom('all', 'referenced') as fc.Arbitrary<Grant['files']>, fc.array(databaseNames, { maxLength: 4 }), fc.option(fc.constantFrom(NOW - 1, NOW, NOW + 1), { nil: undefined }), fc.constantFrom('content', 'leaves', 'records'), fc.option(databaseNames, { nil: undefined }), (relation, databases, endsAt, files, recorded, lentUntil, part, on) => {
     const who = principal(relation, databases, { endsAt, grant: { databases, files } })
-    const action: Action = { kind: 'file', id: FILE, part }
+    const account = part === 'records' ? undefined : on
+    const action: Action = { kind: 'file', id: FILE, part, ...account === undefined ? {} : { account: database(account) } }
     const all = relation === 'own' && files === 'all'
-    const should = endsAt > NOW && (all || (part !== 'records' && (recorded.some(name => modelAccess(relation, databases, name) !== 'none') || (lentUntil ?? 0) > NOW)))
+    const reads = (name: string): boolean => modelAccess(relation, databases, name) !== 'none'
+    const should = endsAt > NOW && (account !== undefined ? recorded.includes(account) && reads(account) : all || (part !== 'records' && (recorded.some(reads) || (lentUntil ?? 0) > NOW)))
     const decided = decide(who, action, NOW, { records: recorded.map(database), lentUntil }).allowed
     if (decided !== should) throw new Error(`${decided}, and the model says ${should}`)
-    if (needsFacts(who, action) === all) throw new Error('the facts are read where they are not needed, or not where they are')
+    if (needsFacts(who, action) !== (account !== undefined || !all)) throw new Error('the facts are read where they are not needed, or not where they are')
   }), { seed: SEED, numRuns: 10_000 })
   t.pass()
   t.end()

@@ -159,6 +159,7 @@ async function hostileCouch (t: Test, rows: ReadonlyArray<{ id: string, rev: str
       const { pathname, searchParams } = new URL(request.url!, 'http://x')
       const say = (value: unknown, status = 200): void => { response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(value)) }
       if (pathname === '/_all_dbs') return say(['theirs'])
+      if (pathname === '/_session') return say({ ok: true, userCtx: { name: 'u', roles: [] } })
       if (pathname.endsWith('/_bulk_get')) {
         asked.push(...(JSON.parse(body) as { docs: Array<{ id: string }> }).docs.map(({ id }) => id))
         return say({ results: answer })

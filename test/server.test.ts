@@ -689,7 +689,7 @@ await t.test('files: own devices read all, a peer what is recorded for it, and t
   t.match(nothing, [404])
   for (const method of ['GET', 'HEAD']) {
     const missing = seen(await ask(port, friendDevice, `/files/${absent}`, { method }))
-    for (const path of [secret, `${secret}/leaves`, `${secret}/records`, `${recorded}/records`, `${absent}/records`, `${absent}/leaves`, `${recorded}/other`]) {
+    for (const path of [secret, `${secret}/leaves`, `${secret}/records`, `${recorded}/records`, `${absent}/records`, `${absent}/leaves`, `${recorded}/other`, `${recorded}?database=other`, `${recorded}/leaves?database=other`, `${recorded}?database=secret`, `${secret}?database=shared`, `${secret}?database=secret`, `${recorded}/records?database=shared`, `${lent}?database=shared`, `${recorded}?database=_x`]) {
       t.strictSame(seen(await ask(port, friendDevice, `/files/${path}`, { method })), missing, `${method} ${path.slice(0, 1)}…${path.slice(52)} is the same 404 as what is absent`)
       t.strictSame(seen(await ask(port, friendDevice, `/files/${path}`, { method, headers: { range: 'bytes=0-0', 'if-none-match': '*' } })), missing)
     }
@@ -708,6 +708,13 @@ await t.test('files: own devices read all, a peer what is recorded for it, and t
   t.match(leaves, { status: 200, headers: { 'patchcord-file-size': String(3 * 1_048_576) } })
   t.strictSame(leaves.body, Buffer.alloc(96, 7))
   for (const id of [recorded, secret, lent]) t.match(await ask(port, laptop, `/files/${id}`), { status: 200 })
+  // On account of a database, its record alone decides: for the friend and for own devices, and for ranges and leaf lists.
+  for (const who of [friendDevice, laptop]) {
+    t.match(await ask(port, who, `/files/${recorded}?database=shared`, { headers: { range: 'bytes=9-' } }), { status: 206, text: 'file' })
+    t.match(await ask(port, who, `/files/${large}/leaves?database=shared`), { status: 200 })
+  }
+  t.equal((await ask(port, laptop, `/files/${recorded}?database=other`)).status, 200)
+  for (const path of [`${secret}?database=shared`, `${lent}?database=shared`, `${large}/leaves?database=other`]) t.strictSame(seen(await ask(port, laptop, `/files/${path}`)), nothing, path.slice(52))
   t.strictSame(JSON.parse((await ask(port, laptop, `/files/${recorded}/records`)).text), { databases: ['other', 'shared'] })
   t.strictSame(JSON.parse((await ask(port, laptop, `/files/${lent}/records`)).text), { databases: [] })
 

@@ -18,9 +18,11 @@ export class AccountBook {
     this.program = { username: 'me', password: programPassword, scope: { kind: 'owner' } }
   }
 
-  /** All accounts that the book of trust calls for. */
-  all (book: TrustBook): Account[] {
-    return [this.owner, this.program, ...this.grants(book).values(), ...[...book.known.values()].map(known => this.sync(book, known))]
+  /** All accounts that the book of trust calls for; none for a device that is revoked. */
+  all (book: TrustBook, revoked: ReadonlySet<DeviceId>): Account[] {
+    const grants = [...this.grants(book)].filter(([name]) => !revoked.has(name as DeviceId))
+    const known = [...book.known.values()].filter(({ device }) => !revoked.has(device))
+    return [this.owner, this.program, ...grants.map(([, account]) => account), ...known.map(one => this.sync(book, one))]
   }
 
   /** What the server logs in with, by the name of the grant. */

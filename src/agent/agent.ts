@@ -11,24 +11,30 @@ import type { Home } from '../core/home.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { Resources } from '../core/lifecycle.js'
 import type { Limits } from '../core/limits.js'
-import type { Logger, LogLevel } from '../core/log.js'
+import { LogTail, type Logger, type LogLevel } from '../core/log.js'
 import type { ListenInfo, Status } from '../control/operations.js'
 import { checkSocketPath, ControlServer } from '../control/server.js'
 import { FileStore } from '../files/store.js'
+import { confinementOf } from '../machine/confinement.js'
 import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
+import type { ServerCounts } from '../server/counts.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
 import { Conflicts } from './conflicts.js'
-import { CouchClient, hostEmbedded, readLogin, useCouch, type CouchHost, type CouchLogin } from './couch-host.js'
+import { CouchClient, readLogin, type CouchLogin } from './couch-client.js'
+import { hostEmbedded, type CouchHost } from './couch-host.js'
+import { useCouch } from './couch-own.js'
 import { CouchReplicator } from './couch-replication.js'
+import { readAdministrator } from './couch-setup.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge, type BridgeToken } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
 import { NO_MAIL, writeMail } from './mail.js'
+import { renderMetrics } from './metrics.js'
 import { Offers } from './offers.js'
 import { operationsOf } from './operations.js'
 import { Pairing } from './pairing.js'
@@ -63,6 +69,8 @@ export interface AgentOptions {
 
 export interface AgentCollaborators {
   readonly logger: Logger
+  /** Where the logger's lines, and the server's, are kept for `patchcord logs`; empty unless given. */
+  readonly log?: LogTail
   readonly clock?: Clock
 }
 
@@ -79,6 +87,7 @@ export class Agent {
   readonly home: Home
   readonly clock: Clock
   readonly logger: Logger
+  readonly log: LogTail
   readonly events = new EventEmitter()
   readonly keystore: Keystore
   readonly book: TrustBook
@@ -109,10 +118,11 @@ export class Agent {
   #revoked: ReadonlySet<DeviceId> = new Set()
   #halted: { readonly reason: string, readonly hint: string } | undefined
 
-  private constructor (options: AgentOptions, { logger, clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
+  private constructor (options: AgentOptions, { logger, log = new LogTail(), clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
     this.home = options.home
     this.#options = options
     this.logger = logger
+    this.log = log
     this.clock = clock
     this.#resources = resources
     this.keystore = keystore
@@ -170,6 +180,7 @@ export class Agent {
       tellMail: () => this.#tellMail(),
       mending: {
         bridged: () => this.#pairing?.mending.bridged ?? new Set(),
+        suspended: () => this.#pairing?.mending.suspended ?? new Set(),
         certificatesFor: device => this.#pairing?.mending.certificatesFor(device),
       },
       halt: (reason, hint) => this.halt(reason, hint),
@@ -262,11 +273,20 @@ export class Agent {
       addresses: this.#server.addresses.flatMap(reachableAddresses).map(formatAddress),
       bridge: this.#bridge.url,
       couch: { url: this.#couch.url, kind: this.#couch.kind },
-      server: { pid: this.#server.pid ?? null, confined: null },
+      server: { pid: this.#server.pid ?? null, confined: confinementOf(this.#server.pid ?? 'self') },
       stopped: this.#halted ?? null,
       notices: [...this.life.notices, ...this.#pairing.mending.notices],
       peers: this.peers.all().map(peer => ({ ...peer.status(), files: { missing: this.#following.missing(peer.received()) } })),
     }
+  }
+
+  /** What the server counted since it started; undefined where none answers. */
+  serverCounts (): Promise<ServerCounts | undefined> { return this.#server.counts() }
+
+  /** The server's log is this service's. */
+  #serverSaid (line: string): void {
+    process.stderr.write(`${line}\n`)
+    this.log.add(line)
   }
 
   /** Runs changes of trust one after the other, each with the book as the one before left it. */
@@ -285,9 +305,9 @@ export class Agent {
       // Who is revoked is not let in again, so its last mail, which tells it, goes out before it is cut.
       await this.#tellMail()
       cut = await toServer()
-      await this.#couch.setAccounts(this.#accounts.all(this.book))
+      await this.#couch.setAccounts(this.#accounts.all(this.book, this.#revoked))
     } else {
-      await this.#couch.setAccounts(this.#accounts.all(this.book))
+      await this.#couch.setAccounts(this.#accounts.all(this.book, this.#revoked))
       cut = await toServer()
     }
     await this.peers.reconcile()
@@ -344,27 +364,30 @@ export class Agent {
 
   async #start (patience: number): Promise<void> {
     const { clock, logger } = this
-    const { couch, inProcess = false, home } = this.#options
+    const { inProcess = false, home } = this.#options
     await this.life.start()
     this.#resources.add(() => { this.life.stop() })
     this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
     const onDatabases = (names: DatabaseName[]): void => {
       this.#databasesAre(names).catch((error: unknown) => { logger.error({ reason: messageOf(error) }, 'the server was not told of a database') })
     }
-    if (couch === undefined) {
+    const own = await this.#ownCouch()
+    const accounts = this.#accounts.all(this.book, this.#revoked)
+    const { owner } = this.#accounts
+    if (own === undefined) {
       const port = this.#settings.couchPort ?? 0
-      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts: this.#accounts.all(this.book), owner: this.#accounts.owner, inProcess, logger, onDatabases }))
+      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts, owner, inProcess, logger, onDatabases }))
       // Checkpoints of the person's own programs depend on the URL.
       await this.#keep({ couchPort: Number(new URL(this.#couch.url).port) })
     } else {
-      this.#couch = await useCouch(couch.url, await readLogin(couch.credentialsFile), clock, logger, onDatabases)
+      this.#couch = await useCouch({ ...own, device: this.keystore.identity.device, accounts, owner, clock, logger, onDatabases })
     }
     this.#resources.add(() => this.#couch.stop())
     this.#databases = await this.#couch.databases()
 
     this.#offers = await Offers.open(this)
     let port = await this.#choosePort()
-    const options = { env: () => this.#env(port), logger, clock, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
+    const options = { folders: { data: home.files, folder: home.root }, env: () => this.#env(port), logger, clock, onLogLine: (line: string) => { this.#serverSaid(line) }, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
     const host = (): Promise<ServerHost> => inProcess ? hostInProcess(options) : hostChild(options)
     if (!isHalted) {
@@ -397,13 +420,23 @@ export class Agent {
     this.#resources.add(() => this.#pairing.stop())
     await this.#pairing.mending.start()
     this.lookForKnown()
-    this.downloads.goOn(id => this.sources.later(id))
-    const control = new ControlServer(home.socket, operationsOf(this), logger)
+    this.downloads.goOn(id => this.sources.later(id), (id, { givers }) => this.#following.fetched(id, givers))
+    const control = new ControlServer(home.socket, operationsOf(this), logger, { metrics: () => renderMetrics(this) })
     await control.listen()
     this.#resources.add(() => control.close())
     this.life.wake()
     // Before the control socket: a `get` that ends because the service does stays on the list of downloads.
     this.#resources.add(() => this.downloads.stop())
+  }
+
+  /** The CouchDB to use in place of the embedded one: the one that was named, or the one that was set up, whose
+   * administrator goes before the login that was named with it. */
+  async #ownCouch (): Promise<{ url: string, login: CouchLogin } | undefined> {
+    const { couch } = this.#options
+    const setUp = await readAdministrator(this.home.root)
+    if (couch === undefined) return setUp === undefined ? undefined : { url: setUp.url, login: setUp }
+    const url = couch.url.replace(/\/$/, '')
+    return { url, login: setUp?.url === url ? setUp : await readLogin(couch.credentialsFile) }
   }
 
   async #discover (): Promise<void> {

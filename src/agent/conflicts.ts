@@ -1,7 +1,7 @@
 import * as v from 'valibot'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 
 /** Documents remembered for each database. A peer with write access can make as many conflicts as it likes. */
 export const MOST_CONFLICTS = 10_000

@@ -9,6 +9,12 @@ import { numbered } from '../core/safe-name.js'
 /** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
  * to change. Throws `already-exists` where the name is taken, unless `force`. */
 export async function copyOut (from: string, to: string, force: boolean): Promise<void> {
+  await copyUnsynced(from, to, force)
+  await syncFolder(dirname(to)).catch((error: unknown) => { throw fileError(error, to) })
+}
+
+/** The same, while the name may still be lost by a crash: who copies many syncs their folder once. */
+export async function copyUnsynced (from: string, to: string, force: boolean): Promise<void> {
   const temporary = join(dirname(to), `.${basename(to).slice(0, 100)}.${randomBytes(6).toString('hex')}.part`)
   try {
     await copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL)
@@ -19,7 +25,6 @@ export async function copyOut (from: string, to: string, force: boolean): Promis
       await link(temporary, to)
       await unlink(temporary)
     }
-    await syncFolder(dirname(to))
   } catch (error) {
     await unlink(temporary).catch((left: unknown) => { if (systemCode(left) !== 'ENOENT') throw left })
     if (systemCode(error) === 'EEXIST') throw new PatchcordError('already-exists', `${to} is there already`, { hint: 'choose another path, or say --force' })

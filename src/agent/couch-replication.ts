@@ -8,7 +8,7 @@ import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import type { BridgeToken } from '../sync/bridge.js'
 import type { PullState } from '../sync/pull.js'
 import { Rate } from '../sync/rate.js'
-import type { CouchClient, CouchLogin } from './couch-host.js'
+import { CouchClient, type CouchLogin } from './couch-client.js'
 import type { Receiver, ReceiverListeners, Wanted } from './receiving.js'
 
 // The other engine: CouchDB's own scheduler pulls, told so by a document in `_replicator` whose source is the bridge.
@@ -143,7 +143,8 @@ class CouchReplication implements Receiver {
   /** Fails where the login could write a design document. */
   async #checkLogin (): Promise<void> {
     const { couch, login } = this.#options
-    const { status, value } = await couch().askAs(login, 'GET', '/_session')
+    const asUser = new CouchClient(couch().url, login)
+    const { status, value } = await asUser.ask('GET', '/_session').finally(() => { asUser.close() })
     const parsed = v.safeParse(Session, value)
     if (status !== 200 || !parsed.success || parsed.output.userCtx.name !== login.username) throw new PatchcordError('refused', `CouchDB does not know the user ${login.username}`)
     if (parsed.output.userCtx.roles.includes('_admin')) throw new PatchcordError('refused', 'the login for what is received is an administrator\'s: CouchDB would let a peer write design documents', { hint: 'patchcord couch setup makes limited users' })

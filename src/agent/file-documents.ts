@@ -1,7 +1,7 @@
 import { basename } from 'node:path'
 import { PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName } from '../core/ids.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 
 /** What is known of a file that was added. */
 export interface NamedFile {

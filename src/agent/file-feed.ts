@@ -4,7 +4,7 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName } from '../core/ids.js'
 import { contentId } from '../core/shape.js'
 import type { Logger } from '../core/log.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 
 /** What the newest revision of a document says of a file: its size, or that it refers to none (any more). */
 export interface FileChange {

@@ -1,7 +1,7 @@
 import { PatchcordError } from '../core/errors.js'
 import { cut, type ContentId, type DatabaseName } from '../core/ids.js'
 import { sizeIn } from './file-feed.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 
 const PAGE = 500
 

@@ -2,7 +2,7 @@ import { messageOf } from '../core/errors.js'
 import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import type { Source } from '../sync/ask-file.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 import type { Peer, Peers } from './peers.js'
 
 /** What was read of a database is read again after this long (ms). */
@@ -37,8 +37,10 @@ export class FileSources {
     }
     return () => {
       refresh()
-      const may = this.#connected().filter(peer => peer.relation === 'own' || shared.has(peer.device) || named.has(peer.device))
-      return may.toSorted((a, b) => Number(b.relation === 'own') - Number(a.relation === 'own')).map(sourceOf)
+      const own = this.#connected().filter(({ relation }) => relation === 'own')
+      const others = this.#connected().filter(({ relation, device }) => relation !== 'own' && (shared.has(device) || named.has(device)))
+      // On the accounts that a record could come from first; then for whatever reason they have.
+      return [...own.map(sourceOf), ...others.flatMap(peer => [...sourcesOn(peer, shared.get(peer.device) ?? []), sourceOf(peer)])]
     }
   }
 
@@ -59,14 +61,15 @@ export class FileSources {
     return this.#peers.all().filter(({ link }) => link.connected)
   }
 
-  /** The devices of others with a database, received from them, in which a document refers to the file. */
-  async #sharedBy (id: ContentId): Promise<ReadonlySet<DeviceId>> {
-    const shared = new Set<DeviceId>()
+  /** The devices of others with a database, received from them, in which a document refers to the file; with the
+   * local names of those. */
+  async #sharedBy (id: ContentId): Promise<ReadonlyMap<DeviceId, readonly DatabaseName[]>> {
+    const shared = new Map<DeviceId, DatabaseName[]>()
     const refers = new Map<DatabaseName, Promise<boolean>>()
     await Promise.all(this.#connected().filter(({ relation }) => relation === 'peer').flatMap(peer => peer.received().map(async database => {
       const known = refers.get(database) ?? this.#refers(database, id)
       refers.set(database, known)
-      if (await known) shared.add(peer.device)
+      if (await known) shared.set(peer.device, [...shared.get(peer.device) ?? [], database])
     })))
     return shared
   }
@@ -77,6 +80,12 @@ export class FileSources {
   }
 }
 
+/** A device that is asked for whatever reason it has. */
 export function sourceOf ({ device, link }: Peer): Source {
   return { device, agent: link.transfers }
+}
+
+/** A device that is asked on account of local databases that are received from it, in the order of its own. */
+export function sourcesOn (peer: Peer, databases: readonly DatabaseName[]): Source[] {
+  return databases.flatMap(database => peer.accounts(database)).map(account => ({ ...sourceOf(peer), account }))
 }

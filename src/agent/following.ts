@@ -3,15 +3,16 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { LEAF_BYTES } from '../files/content-id.js'
+import { giverOf, type Giver } from '../files/giver.js'
 import { PerKey } from '../files/per-key.js'
 import type { FileStore } from '../files/store.js'
-import { askRecords } from '../sync/ask-file.js'
+import { askRecords, type Source } from '../sync/ask-file.js'
 import type { Downloads } from '../sync/downloads.js'
 import { prove } from '../sync/prove.js'
 import type { Conflicts } from './conflicts.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 import { FileFeed, sizeIn, type FileChange } from './file-feed.js'
-import { sourceOf } from './file-sources.js'
+import { sourceOf, sourcesOn } from './file-sources.js'
 import { fetches, type FollowPolicies, type FollowPolicy } from './follow-policies.js'
 import type { Peer, Peers } from './peers.js'
 
@@ -54,9 +55,11 @@ interface Followed {
  *
  * A record says that peers who may read a database may read a file. No document makes one: a peer writes whatever it
  * likes into a database that it may write, and what it plants in its own copy comes here by replication. So
- * while following, a record for a database is made in two cases only: every byte of the file came from devices of that
- * database (or was fetched whole from one once more, as though it were not here), or an own device says that it
- * recorded the file for it. It goes when the document goes.
+ * while following, a record for a database is made in two cases only: one device of that database gave every byte of
+ * the file on account of it (or gives it whole once more, as though it were not here), or an own device says that it
+ * recorded the file for it. On account of: the device that is asked is told which database it is for, and gives the
+ * file only if it recorded it for that one; what it would give us for another reason is not for others of this one to
+ * have. The record goes when the document goes.
  */
 export class Following {
   readonly #options: FollowingOptions
@@ -137,10 +140,9 @@ export class Following {
   }
 
   /** A file was fetched because somebody asked for it: records it where following would have. */
-  async fetched (id: ContentId, givers: ReadonlySet<DeviceId>): Promise<void> {
+  async fetched (id: ContentId, givers: ReadonlySet<Giver>): Promise<void> {
     for (const database of this.#followed.keys()) {
-      const may = new Set(this.#peersOf(database).filter(({ relation }) => relation === 'peer').map(({ device }) => device))
-      if (givers.size > 0 && [...givers].every(giver => may.has(giver))) await this.#record(database, id)
+      if (this.#isGivenFor(database, givers)) await this.#record(database, id)
     }
   }
 
@@ -215,6 +217,13 @@ export class Following {
     return this.#options.peers.all().filter(peer => peer.received().includes(database))
   }
 
+  /** Whether one device of the database, and nobody else, gave every byte on account of it. */
+  #isGivenFor (database: DatabaseName, givers: ReadonlySet<Giver>): boolean {
+    const [giver, another] = givers
+    if (giver === undefined || another !== undefined) return false
+    return this.#peersOf(database).some(peer => peer.relation === 'peer' && peer.accounts(database).some(account => giverOf(peer.device, account) === giver))
+  }
+
   /** Starts what may be started, and looks again when the next may. */
   #pump (): void {
     if (this.#abort.signal.aborted) return
@@ -270,41 +279,46 @@ export class Following {
   async #obtain (database: DatabaseName, id: ContentId, one: Wanted): Promise<boolean> {
     const { store, downloads, emit } = this.#options
     const { signal } = this.#abort
-    const connected = this.#peersOf(database).filter(({ link }) => link.connected)
     const own = this.#options.peers.all().filter(({ relation, link }) => relation === 'own' && link.connected)
     const recorded = new Set<DeviceId>()
     for (const peer of own) {
       const databases: readonly DatabaseName[] = await askRecords(sourceOf(peer), id, signal).catch(() => [])
       if (databases.includes(database)) recorded.add(peer.device)
     }
-    // What they give may be recorded: peers of the database, and own devices that recorded it.
-    const entitled = (): Peer[] => this.#peersOf(database).filter(({ device, relation }) => relation === 'peer' || recorded.has(device))
+    const peers = (): Peer[] => this.#peersOf(database).filter(({ relation, link }) => relation === 'peer' && link.connected)
+    // Those whose giving it may be recorded: peers on account of the database, and own devices that recorded it.
+    const sources = (): Source[] => [
+      ...own.filter(({ device, link }) => recorded.has(device) && link.connected).map(sourceOf),
+      ...peers().flatMap(peer => sourcesOn(peer, [database])),
+    ]
     if (!await store.has(id)) {
-      let givers: ReadonlySet<DeviceId> = new Set()
+      let givers: ReadonlySet<Giver> = new Set()
       try {
-        givers = (await downloads.fetch(id, { size: one.size, sources: () => entitled().filter(({ link }) => link.connected).map(sourceOf), signal, waitMs: 1_000 })).givers
+        givers = (await downloads.fetch(id, { size: one.size, sources, signal, waitMs: 1_000 })).givers
       } catch (error) {
         // Own devices give everything; what came from them without a record of theirs makes none here.
+        this.#options.logger.debug({ database, id, reason: messageOf(error) }, 'a file was not given on account of a database')
         if (own.length === 0 || signal.aborted || (error instanceof PatchcordError && error.code === 'disk-full')) throw error
         await downloads.fetch(id, { size: one.size, sources: () => own.filter(({ link }) => link.connected).map(sourceOf), signal, waitMs: 1_000 })
       }
       one.isMissing = false
       emit({ event: 'fetched', id, size: one.size, database })
-      const may = new Set(entitled().map(({ device }) => device))
-      if (givers.size > 0 && [...givers].every(giver => may.has(giver))) return await this.#record(database, id) || true
+      if (this.#isGivenFor(database, givers)) return await this.#record(database, id) || true
     }
     one.isMissing = false
     if ((await store.records(id)).includes(database)) return true
     if (recorded.size > 0) return await this.#record(database, id) || true
-    // It is here, from elsewhere. Peers of the database gain it only by giving it whole.
+    // It is here, from elsewhere or from several. Peers of the database gain it only where one of them gives it whole.
+    if (!this.#options.isShared(database)) return false
     let problem: unknown
-    for (const peer of connected.filter(({ relation }) => relation === 'peer')) {
+    for (const source of peers().flatMap(peer => sourcesOn(peer, [database]))) {
+      if (downloads.distrust.of(source.device) !== undefined) continue
       try {
-        await prove(store.hashes, sourceOf(peer), id, one.size, signal)
+        await prove(store.hashes, source, id, one.size, signal)
         return await this.#record(database, id) || true
       } catch (error) {
         signal.throwIfAborted()
-        if (error instanceof PatchcordError && error.code === 'verification') downloads.distrust.add(peer.device, { id, reason: error.message })
+        if (error instanceof PatchcordError && error.code === 'verification') downloads.distrust.add(source.device, { id, reason: error.message })
         problem = error
       }
     }

@@ -1,12 +1,13 @@
 import { mkdir } from 'node:fs/promises'
 import * as v from 'valibot'
+import { syncFolder } from '../core/durable-file.js'
 import { PatchcordError } from '../core/errors.js'
 import { parseContentId, type ContentId } from '../core/ids.js'
 import { safeName } from '../core/safe-name.js'
 import { contentId, parseJson } from '../core/shape.js'
 import { LEAF_BYTES } from '../files/content-id.js'
 import type { FileStore } from '../files/store.js'
-import { copyOut, makeFolder, underFreeName } from './copy-out.js'
+import { copyUnsynced, makeFolder, underFreeName } from './copy-out.js'
 
 // The list of an offer is itself a file of the store, so that any number of files fits into a mail:
 //   {"patchcord":"offer/1","files":[{"path":["holiday","a.jpg"],"size":3,"id":"mcpw4…"}]}
@@ -21,6 +22,9 @@ const ListShape = v.object({
   patchcord: v.literal('offer/1'),
   files: v.pipe(v.array(v.object({ path: v.pipe(v.array(v.pipe(v.string(), v.maxLength(1_000))), v.minLength(1), v.maxLength(64)), size, id: contentId })), v.maxLength(MOST_FILES)),
 })
+
+/** Files that are copied out at once. */
+const AT_ONCE = 16
 
 /** One file of an offer. `path` is the parts of its name, below the folder that it lands in. */
 export interface OfferedFile {
@@ -57,11 +61,22 @@ export async function land (store: FileStore, files: readonly OfferedFile[], to:
     if (parts.length === 1) landed.push(path)
     return path
   }
+  const below: Array<{ at: string, name: string, id: ContentId }> = []
   for (const { id, path } of files) {
     const name = path.at(-1)
     if (name === undefined) throw new PatchcordError('verification', 'a file of an offer has no name')
-    const at = await underFreeName(await folder(path.slice(0, -1)), name, target => copyOut(store.path(id), target, false))
-    if (path.length === 1) landed.push(at)
+    const at = await folder(path.slice(0, -1))
+    // Beside what is there already, names that are taken get their numbers in the order of the list.
+    if (path.length === 1) landed.push(await copy(store, id, at, name))
+    else below.push({ at, name, id })
   }
+  const left = below.values()
+  const lanes = await Promise.allSettled(Array.from({ length: AT_ONCE }, async () => {
+    for (const { at, name, id } of left) await copy(store, id, at, name)
+  }))
+  for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
+  await Promise.all([to, ...folders.values()].map(syncFolder))
   return landed
 }
+
+const copy = (store: FileStore, id: ContentId, at: string, name: string): Promise<string> => underFreeName(at, name, target => copyUnsynced(store.path(id), target, false))

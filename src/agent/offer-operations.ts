@@ -21,9 +21,10 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       try {
         for (const path of paths) {
           const top = path.slice(path.lastIndexOf('/') + 1)
-          for await (const found of walk(path)) {
-            const { id, size } = await store.add(found.path, { signal })
-            files.push({ path: found.path === path ? [top] : [top, ...found.relative.split('/')], size, id })
+          const below = path.endsWith('/') ? path.length : path.length + 1
+          for await (const added of store.addAll(pathsOf(path), { signal })) {
+            if ('error' in added) throw added.error
+            files.push({ path: added.path === path ? [top] : [top, ...added.path.slice(below).split('/')], size: added.size, id: added.id })
           }
         }
         if (files.length === 0) throw new PatchcordError('usage', 'there is no file to send')
@@ -83,4 +84,8 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       return { device: known.device, rule }
     },
   }
+}
+
+async function * pathsOf (path: string): AsyncIterable<string> {
+  for await (const found of walk(path)) yield found.path
 }

@@ -1,18 +1,23 @@
+import { request } from 'node:http'
 import { parseAddress, type Address } from '../core/address.js'
 import type { Timer } from '../core/clock.js'
-import { messageOf } from '../core/errors.js'
+import { messageOf, PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Notice } from '../control/operations.js'
 import { parseIssue } from '../identity/bundle.js'
 import { decodeOnePem, encodePem } from '../identity/pem.js'
 import type { Pending, PendingPairs } from '../pairing/index.js'
-import { askPeer, PeerAgent, readBody } from '../sync/peer-agent.js'
+import { askPeer, PeerAgent, peerHost, readBody } from '../sync/peer-agent.js'
 import type { Agent } from './agent.js'
 import { parseTrustMail } from './trust-mail.js'
-import type { UnconfirmedPairs } from './unconfirmed.js'
+import type { UnconfirmedPair, UnconfirmedPairs } from './unconfirmed.js'
 
-/** Between two attempts at a pending pair, and between two looks at what is unconfirmed. */
+/** Between two attempts at a pending pair. */
 const RETRY_MS = 2_000
+/** Between two looks at what is unconfirmed. */
+const LOOK_MS = 30_000
+/** How often in a row a device has to refuse us before a pair that it never confirmed is forgotten. */
+const ENOUGH_REFUSALS = 3
 const ANSWER_MS = 10_000
 const MOST_ANSWER_BYTES = 64 * 1024 + 1
 
@@ -23,7 +28,8 @@ type Complete = (pending: Pending, certificates: readonly Buffer[]) => Promise<v
  * What is left of an exchange that was cut between the two disks. The device that joined asks the other's open
  * port, which admits it where the pair was written down there: a peer then has its pair, an own device
  * finds its certificates in the mail. The device that opened the window hears of it when the other's open
- * port admits it. Where the two do not meet in time, both forget.
+ * port admits it. Where the two do not meet in time, the one drops the pending pair; the other one takes the
+ * peer's rights back, and forgets the peer once it meets it and is refused.
  */
 export class PairingMending {
   readonly #agent: Agent
@@ -32,6 +38,9 @@ export class PairingMending {
   readonly #complete: Complete
   /** Own devices that are let in to their mail by their key alone, to fetch their certificates. */
   readonly #bridged = new Set<DeviceId>()
+  /** Peers whose time to confirm is over: they are listed, and have no rights. */
+  readonly #suspended = new Set<DeviceId>()
+  readonly #refusals = new Map<DeviceId, number>()
   readonly #heard = new Map<DeviceId, readonly Address[]>()
   #timer: Timer | undefined
   #isWorking = false
@@ -47,6 +56,7 @@ export class PairingMending {
   /** The devices that discovery should look for, because a pair with them is pending. */
   get wanted (): DeviceId[] { return this.#pending.all().map(({ other }) => other.device) }
   get bridged (): ReadonlySet<DeviceId> { return this.#bridged }
+  get suspended (): ReadonlySet<DeviceId> { return this.#suspended }
 
   isUnconfirmed (device: DeviceId): boolean { return this.#unconfirmed.get(device) !== undefined }
 
@@ -57,8 +67,10 @@ export class PairingMending {
 
   get notices (): Notice[] {
     const { book } = this.#agent
-    return this.#unconfirmed.all().filter(entry => entry.relation === 'own' && this.#unconfirmed.isOver(entry) && book.known.has(entry.device)).map(({ device }) => ({
-      about: 'pairing', text: `${book.known.get(device)!.name} was made your own and has not said that it knows`, hint: `connect it, pair it again, or take its certificate back: patchcord revoke ${device}`,
+    return this.#unconfirmed.all().filter(entry => this.#unconfirmed.isOver(entry) && book.known.has(entry.device)).map(({ device, relation }) => ({
+      about: 'pairing',
+      text: `${book.known.get(device)!.name} was paired as ${relation} and has not said that it knows${relation === 'peer' ? ': it has no rights until it does' : ''}`,
+      hint: relation === 'peer' ? 'connect it, or pair it again' : `connect it, pair it again, or take its certificate back: patchcord revoke ${device}`,
     }))
   }
 
@@ -66,7 +78,7 @@ export class PairingMending {
   async start (): Promise<void> {
     const { book } = this.#agent
     for (const { device, relation } of this.#unconfirmed.all()) {
-      if (relation === 'peer' && book.known.has(device) && !book.whitelist.some(entry => entry.device === device)) await book.forget(new Set([device]))
+      if (relation === 'peer' && book.known.has(device) && !book.whitelist.some(entry => entry.device === device)) await this.#agent.serially(() => this.#forget(device))
       if (!book.known.has(device)) await this.#unconfirmed.drop(device)
       else await this.#agent.serially(() => this.lost(device))
     }
@@ -95,14 +107,17 @@ export class PairingMending {
   /** The other one has the pair. */
   async confirmed (device: DeviceId): Promise<void> {
     await this.#unconfirmed.drop(device)
-    if (!this.#bridged.delete(device)) return
+    this.#refusals.delete(device)
+    const wasBridged = this.#bridged.delete(device)
+    const wasSuspended = this.#suspended.delete(device)
+    if (!wasBridged && !wasSuspended) return
     await this.#agent.life.follow()
     await this.#agent.apply('giving')
   }
 
   /** The link to a device came up: its open port admits us. */
   reached (device: DeviceId): void {
-    if (this.isUnconfirmed(device)) this.#run(() => this.#agent.serially(() => this.confirmed(device)))
+    if (this.isUnconfirmed(device) && !this.#isStopped) this.#run(() => this.#agent.serially(() => this.confirmed(device)))
   }
 
   /** Where discovery says that a device may be now. */
@@ -124,27 +139,64 @@ export class PairingMending {
         })
       }
       await this.#pending.drop()
-      await this.#agent.serially(() => this.#forgetOverdue())
+      for (const entry of this.#unconfirmed.all()) await this.#weigh(entry)
       this.#isWorking = false
-      const isBusy = this.#pending.all().length > 0 || this.#unconfirmed.all().some(entry => entry.relation === 'peer')
-      if (isBusy && !this.#isStopped) this.#timer = this.#agent.clock.after(RETRY_MS, () => { this.wake() })
+      const isSoon = this.#pending.all().length > 0 || this.#refusals.size > 0
+      const isBusy = isSoon || this.#unconfirmed.all().some(entry => entry.relation === 'peer')
+      if (isBusy && !this.#isStopped) this.#timer = this.#agent.clock.after(isSoon ? RETRY_MS : LOOK_MS, () => { this.wake() })
     })
   }
 
-  async #forgetOverdue (): Promise<void> {
-    const { book, revoked, logger } = this.#agent
-    for (const entry of this.#unconfirmed.all()) {
-      const { device, relation } = entry
-      if (revoked.has(device) || !book.known.has(device)) {
-        await this.confirmed(device)
-      } else if (relation === 'peer' && this.#unconfirmed.isOver(entry)) {
-        await book.forget(new Set([device]))
+  async #weigh (entry: UnconfirmedPair): Promise<void> {
+    const { book, revoked } = this.#agent
+    const { device, relation } = entry
+    if (revoked.has(device) || !book.known.has(device)) return await this.#agent.serially(() => this.confirmed(device))
+    if (relation !== 'peer' || !this.#unconfirmed.isOver(entry)) return
+    if (!this.#suspended.has(device)) {
+      this.#suspended.add(device)
+      await this.#agent.serially(async () => {
+        await this.#agent.life.follow()
         await this.#agent.apply('taking')
-        await this.#unconfirmed.drop(device)
-        logger.warn({ device }, 'a pair was never confirmed by the other device: it is forgotten')
-        this.#agent.emit({ event: 'unpaired', device })
-      }
+      })
     }
+    if (await this.#refuses(device)) this.#refusals.set(device, (this.#refusals.get(device) ?? 0) + 1)
+    else this.#refusals.delete(device)
+    if ((this.#refusals.get(device) ?? 0) >= ENOUGH_REFUSALS) await this.#agent.serially(() => this.#forget(device))
+  }
+
+  async #forget (device: DeviceId): Promise<void> {
+    await this.#agent.book.forget(new Set([device]))
+    await this.confirmed(device)
+    await this.#agent.apply('taking')
+    this.#agent.logger.warn({ device }, 'the other device does not have the pair: it is forgotten here, too')
+    this.#agent.emit({ event: 'unpaired', device })
+  }
+
+  /** Whether a device that proved to be this one ends the connection without an answer, as an open port does with
+   * whom it does not admit. */
+  async #refuses (device: DeviceId): Promise<boolean> {
+    const { book, clock, keystore, revoked } = this.#agent
+    const ca = book.known.get(device)?.ca
+    if (ca === undefined) return false
+    for (const address of [...book.addressesOf(device), ...this.#heard.get(device) ?? []]) {
+      const agent = new PeerAgent({
+        device, clock, address: () => address,
+        credentials: async () => ({ key: await keystore.deviceKey(), certificate: keystore.identity.deviceCertificate, ca, revoked }),
+      }, { keepAlive: false, maxSockets: 1 })
+      const said = await new Promise<'answered' | 'refused' | 'absent'>(resolve => {
+        const sent = request({ agent, host: peerHost(device), path: '/', headers: { Host: peerHost(device) }, signal: AbortSignal.timeout(ANSWER_MS) })
+        sent.once('response', answer => {
+          answer.resume()
+          resolve('answered')
+        })
+        // Until the device has proved itself, errors are of our own kind (sync/peer-agent.ts).
+        sent.once('error', error => { resolve(error instanceof PatchcordError || error.name === 'TimeoutError' || error.name === 'AbortError' ? 'absent' : 'refused') })
+        sent.end()
+      })
+      agent.destroy()
+      if (said !== 'absent') return said === 'refused'
+    }
+    return false
   }
 
   async #settle (pending: Pending): Promise<void> {

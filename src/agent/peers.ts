@@ -99,9 +99,11 @@ export class Peers {
     }
   }
 
-  /** Every device, those with a live link first. */
+  /** Every device, those with a live link first. One that was forgotten a moment ago is none, though its link still
+   * ends. */
   all (): Peer[] {
-    return [...this.#peers.values()].toSorted((a, b) => Number(b.link.connected) - Number(a.link.connected))
+    const { book } = this.#options
+    return [...this.#peers.values()].filter(({ device }) => book.known.has(device)).toSorted((a, b) => Number(b.link.connected) - Number(a.link.connected))
   }
 
   async stop (): Promise<void> {
@@ -161,6 +163,9 @@ export class Peer {
 
   /** The local databases that are received from it now, or would be if it were connected. */
   received (): DatabaseName[] { return this.#wanted().map(({ as }) => as) }
+
+  /** The names that it has for the databases that are received from it into a local one. */
+  accounts (local: DatabaseName): DatabaseName[] { return this.#wanted().flatMap(({ database, as }) => as === local ? [database] : []) }
 
   /** Replaces what discovery knows of its addresses, and tries again where it is not connected. Where it is, the
    * device may have moved from under the connection: that is looked into, and nothing cut on a hint alone. */

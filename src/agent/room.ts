@@ -2,7 +2,7 @@ import { statfs } from 'node:fs/promises'
 import * as v from 'valibot'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
-import type { CouchClient } from './couch-host.js'
+import type { CouchClient } from './couch-client.js'
 
 /** What stays free on this device's disk, and what one device of another person may fill of it, unless told otherwise
  * (bytes). Own devices have no quota but the disk. */

@@ -1,11 +1,13 @@
-import { spawn, type ChildProcess } from 'node:child_process'
+import type { ChildProcess } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { formatAddress, splitZone, type Address } from '../core/address.js'
 import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { Logger } from '../core/log.js'
+import { launchServer, type Launched } from '../machine/launch.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
+import type { ServerCounts } from '../server/counts.js'
 import { startServer, type PatchcordServer } from '../server/server.js'
 
 /** The server as the agent sees it: a child process, or the same code in this one (for `Lab`). */
@@ -14,15 +16,21 @@ export interface ServerHost {
   readonly addresses: readonly Address[]
   /** Puts new parts in force. Resolves when they are, with how many connections that cut. */
   update (part: ServerUpdate): Promise<{ cut: number }>
+  /** What it counted since it started; undefined where no server answers. */
+  counts (): Promise<ServerCounts | undefined>
   stop (): Promise<void>
 }
 
 export interface ServerHostOptions {
+  /** The store, which is all that the server reads besides its code; and a folder that only this user may enter. */
+  readonly folders: { readonly data: string, readonly folder: string }
   /** The whole env as it is now: for the start, and for every start after a crash. */
   readonly env: () => Promise<ServerEnvInput>
   readonly logger: Logger
   readonly clock: Clock
   readonly onRestart: () => void
+  /** A line of the server's log. */
+  readonly onLogLine: (line: string) => void
 }
 
 const SCRIPT = fileURLToPath(new URL('../bin/patchcord-server.js', import.meta.url))
@@ -35,11 +43,11 @@ const LONGEST_RESTART_MS = 30_000
 
 export async function hostInProcess ({ env, logger, clock }: ServerHostOptions): Promise<ServerHost> {
   const server: PatchcordServer = await startServer(await env(), { logger, clock })
-  return { pid: undefined, addresses: server.addresses, update: part => server.update(part), stop: () => server.stop() }
+  return { pid: undefined, addresses: server.addresses, update: part => server.update(part), counts: () => Promise.resolve(server.counts()), stop: () => server.stop() }
 }
 
 /** No server: what the agent has in place of one while it does not serve. */
-export const haltedHost: ServerHost = Object.freeze({ pid: undefined, addresses: [], update: () => Promise.resolve({ cut: 0 }), stop: () => Promise.resolve() })
+export const haltedHost: ServerHost = Object.freeze({ pid: undefined, addresses: [], update: () => Promise.resolve({ cut: 0 }), counts: () => Promise.resolve(undefined), stop: () => Promise.resolve() })
 
 /** Starts `patchcord-server` and keeps it running. Throws what the server itself said when it did not come
  * up the first time. */
@@ -49,12 +57,12 @@ export async function hostChild (options: ServerHostOptions): Promise<ServerHost
   return host
 }
 
-interface Answer { event: string, seq?: number, cut?: number, reason?: string, listen?: Array<{ host: string, port: number }> }
+interface Answer { event: string, seq?: number, counts?: ServerCounts, cut?: number, reason?: string, listen?: Array<{ host: string, port: number }> }
 
 class ChildServer implements ServerHost {
   addresses: Address[] = []
   readonly #options: ServerHostOptions
-  #child: ChildProcess | undefined
+  #launched: Launched | undefined
   #seq = 0
   readonly #waiting = new Map<number, (answer: Answer | undefined) => void>()
   #isStopping = false
@@ -65,7 +73,7 @@ class ChildServer implements ServerHost {
     this.#options = options
   }
 
-  get pid (): number | undefined { return this.#child?.pid }
+  get pid (): number | undefined { return this.#launched?.child.pid }
 
   async start (): Promise<void> {
     this.#starting = this.#launch()
@@ -79,22 +87,26 @@ class ChildServer implements ServerHost {
   async update (part: ServerUpdate): Promise<{ cut: number }> {
     // A server that is just starting was given its env before this change, perhaps: it gets this one too.
     await this.#starting?.catch(() => undefined)
-    const child = this.#child
-    if (child === undefined) return { cut: 0 }
-    const answer = await this.#ask(child, part)
+    const launched = this.#launched
+    if (launched === undefined) return { cut: 0 }
+    const answer = await this.#ask(launched, { op: 'update', ...part })
     if (answer?.event === 'updated') return { cut: answer.cut ?? 0 }
     this.#options.logger.error({ reason: answer?.reason ?? `no answer within ${ANSWER_MS} ms` }, 'the server did not take the update; it is started anew')
-    await this.#replace(child)
+    await this.#replace(launched.child)
     if (answer?.event === 'refused-update') throw new PatchcordError('internal', `the server refused an update: ${answer.reason ?? 'no reason'}`)
     return { cut: 0 }
   }
 
+  async counts (): Promise<ServerCounts | undefined> {
+    return this.#launched === undefined ? undefined : (await this.#ask(this.#launched, { op: 'counts' }))?.counts
+  }
+
   async stop (): Promise<void> {
     this.#isStopping = true
-    const child = this.#child
-    if (child === undefined) return
+    if (this.#launched === undefined) return
+    const { child, stdin } = this.#launched
     const exited = exitOf(child)
-    child.stdin?.end()
+    stdin.end()
     const timer = setTimeout(() => { child.kill('SIGKILL') }, STOP_MS)
     await exited
     clearTimeout(timer)
@@ -103,26 +115,26 @@ class ChildServer implements ServerHost {
   async #launch (): Promise<void> {
     const { env, logger } = this.#options
     const line = `${JSON.stringify(await env())}\n`
-    // No environment and no arguments: what it may know comes on stdin. `detached` is not set, so that a
-    // terminal's SIGINT reaches it; it ignores that and waits for the end of stdin.
-    const child = spawn(process.execPath, [SCRIPT], { stdio: ['pipe', 'pipe', 'pipe'], env: {} })
-    this.#child = child
+    // What it may know comes on stdin. It ignores a terminal's SIGINT and waits for the end of stdin.
+    const launched = launchServer({ script: SCRIPT, ...this.#options.folders })
+    const { child, stdin, stdout, stderr } = launched
+    this.#launched = launched
     let said = ''
-    createInterface({ input: child.stderr }).on('line', text => {
-      if (text.startsWith('{')) process.stderr.write(`${text}\n`)
+    createInterface({ input: stderr }).on('line', text => {
+      if (text.startsWith('{')) this.#options.onLogLine(text)
       else {
         said = text
         logger.error({ from: 'patchcord-server' }, text)
       }
     })
-    child.stdin.on('error', error => { logger.debug({ reason: messageOf(error) }, 'the server closed its stdin') })
-    child.stdin.write(line)
+    stdin.on('error', error => { logger.debug({ reason: messageOf(error) }, 'the server closed its stdin') })
+    stdin.write(line)
     const ready = await new Promise<Answer | undefined>(resolve => {
       const timer = setTimeout(() => { child.kill('SIGKILL') }, READY_MS)
       child.once('error', error => { said = messageOf(error) })
       child.once('exit', () => { clearTimeout(timer) })
       child.once('close', () => { resolve(undefined) })
-      createInterface({ input: child.stdout }).on('line', text => {
+      createInterface({ input: stdout }).on('line', text => {
         const answer = JSON.parse(text) as Answer
         if (answer.event === 'ready') {
           clearTimeout(timer)
@@ -131,7 +143,7 @@ class ChildServer implements ServerHost {
       })
     })
     if (ready === undefined) {
-      this.#child = undefined
+      this.#launched = undefined
       throw startError(said)
     }
     this.addresses = (ready.listen ?? []).map(({ host, port }) => ({ ...splitZone(host), port }))
@@ -141,7 +153,7 @@ class ChildServer implements ServerHost {
     logger.debug({ pid: child.pid, listen: this.addresses.map(formatAddress) }, 'the server is ready')
   }
 
-  #ask (child: ChildProcess, part: ServerUpdate): Promise<Answer | undefined> {
+  #ask ({ stdin }: Launched, message: { op: 'update' | 'counts' } & ServerUpdate): Promise<Answer | undefined> {
     const seq = ++this.#seq
     return new Promise(resolve => {
       const timer = setTimeout(() => { this.#settle(seq, undefined) }, ANSWER_MS)
@@ -149,7 +161,7 @@ class ChildServer implements ServerHost {
         clearTimeout(timer)
         resolve(answer)
       })
-      child.stdin?.write(`${JSON.stringify({ op: 'update', seq, ...part })}\n`)
+      stdin.write(`${JSON.stringify({ seq, ...message })}\n`)
     })
   }
 
@@ -167,8 +179,8 @@ class ChildServer implements ServerHost {
   }
 
   #exited (child: ChildProcess, code: number | null, signal: NodeJS.Signals | null): void {
-    if (this.#child !== child) return
-    this.#child = undefined
+    if (this.#launched?.child !== child) return
+    this.#launched = undefined
     for (const seq of [...this.#waiting.keys()]) this.#settle(seq, undefined)
     if (this.#isStopping) return
     this.#options.logger.error({ code, signal }, 'the server ended; it is started again')

@@ -6,11 +6,9 @@ import type { Agent } from './agent.js'
 import { readArguments, text } from './arguments.js'
 
 /** Databases: this device's own, and what is shared with whom. */
-export function sharingOperations (agent: Agent): Pick<OperationTable, 'couch' | 'bridge' | 'db-create' | 'db-ls' | 'conflicts' | 'quota' | 'share' | 'unshare' | 'shares' | 'accept'> {
+export function sharingOperations (agent: Agent): Pick<OperationTable, 'bridge' | 'db-create' | 'db-ls' | 'conflicts' | 'quota' | 'share' | 'unshare' | 'shares' | 'accept'> {
   const { book } = agent
   return {
-    couch: async () => ({ url: agent.couch.url, ...agent.programLogin }),
-
     bridge: async () => agent.bridgeLogin,
 
     'db-create': async args => {

@@ -51,9 +51,11 @@ export interface Overlay {
   readonly heir: (ca: UserId) => UserId
   /** Own devices between two CAs: by their key alone they may fetch their mail. */
   readonly bridged: ReadonlySet<DeviceId>
+  /** Peers that are listed and have no rights now. */
+  readonly suspended: ReadonlySet<DeviceId>
 }
 
-const NO_OVERLAY: Overlay = { isOver: () => false, heir: ca => ca, bridged: new Set() }
+const NO_OVERLAY: Overlay = { isOver: () => false, heir: ca => ca, bridged: new Set(), suspended: new Set() }
 
 /** The grant of own devices between two CAs. No device ID is spelt so. */
 export const BRIDGE_GRANT = 'bridge'
@@ -92,7 +94,7 @@ export class TrustBook {
     const overlay = this.#overlay?.of
     if (overlay === undefined) return this.#whitelist
     const bridged = [...overlay.bridged].map(device => ({ name: this.#known.get(device)?.name ?? device, device, grant: BRIDGE_GRANT }))
-    return [...this.#whitelist.filter(({ device, ca }) => !(device !== undefined && overlay.bridged.has(device)) && !(ca !== undefined && overlay.isOver(readAuthority(ca).user))), ...bridged]
+    return [...this.#whitelist.filter(({ device, ca }) => !(device !== undefined && (overlay.bridged.has(device) || overlay.suspended.has(device))) && !(ca !== undefined && overlay.isOver(readAuthority(ca).user))), ...bridged]
   }
 
   /** The grants as they count now: no `own` while this user's CA is over. */

@@ -25,8 +25,9 @@ export interface TrustLifeOptions {
   readonly apply: (change: 'giving' | 'taking') => Promise<unknown>
   /** Puts newly written mail in force. */
   readonly tellMail: () => Promise<void>
-  /** Own devices whose pairing was cut: their key alone lets them in to their mail, where their certificates are. */
-  readonly mending: { readonly bridged: () => ReadonlySet<DeviceId>, readonly certificatesFor: (device: DeviceId) => string | undefined }
+  /** Own devices whose pairing was cut: their key alone lets them in to their mail, where their certificates are. And
+   * peers that never confirmed theirs. */
+  readonly mending: { readonly bridged: () => ReadonlySet<DeviceId>, readonly suspended: () => ReadonlySet<DeviceId>, readonly certificatesFor: (device: DeviceId) => string | undefined }
   /** Ends the service's connections and says why. */
   readonly halt: (reason: string, hint: string) => Promise<void>
   /** Links try again with the certificate that counts now. */
@@ -132,6 +133,7 @@ export class TrustLife {
       isOver: ca => cas.isOver(ca),
       heir: ca => cas.standing(ca).ca,
       bridged: new Set(bridged.map(({ device }) => device)),
+      suspended: mending.suspended(),
     })
   }
 

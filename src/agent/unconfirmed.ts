@@ -8,7 +8,7 @@ import { PENDING_MS } from '../pairing/index.js'
 
 // The responder's counterpart of a pending pair: it wrote a pair down and has not heard yet that the other
 // device has it, too. That comes with M9, or when the other's open port admits us. Until then an own device
-// finds its certificates in our mail, and a peer's grant is taken back when its time is over: an
+// finds its certificates in our mail, and a peer's rights are taken back when its time is over: an
 // initiator whose pair was pending has dropped it by then.
 
 /** How long a peer may stay unconfirmed, in milliseconds: what a pair may be pending, and the longest wait

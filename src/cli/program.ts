@@ -1,8 +1,10 @@
 import { Command, CommanderError } from 'commander'
 import { contextOf, type CliIo, type CommonOptions, type Context } from './context.js'
 import * as ca from './ca-commands.js'
+import * as couch from './couch-commands.js'
 import * as device from './device-commands.js'
 import * as file from './file-commands.js'
+import * as machine from './machine-commands.js'
 import { Output } from './output.js'
 import * as pairing from './pair-commands.js'
 import * as offer from './offer-commands.js'
@@ -23,7 +25,7 @@ export interface Cli {
 }
 
 /** Exit codes that are no error's (docs/contracts). */
-const EXIT = { done: 0, usage: 2, interrupted: 130 } as const
+const EXIT = { done: 0, failed: 1, usage: 2, interrupted: 130 } as const
 
 /** Runs one command line (without node and script) and resolves with the exit code. It never exits. */
 export async function runCli (args: readonly string[], cli: Cli): Promise<number> {
@@ -36,6 +38,7 @@ export async function runCli (args: readonly string[], cli: Cli): Promise<number
   } catch (error) {
     // commander has printed its own message already: help, the version, or what was wrong.
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage
+    if (error instanceof machine.CheckFailed) return EXIT.failed
     if (io.signal.aborted) return EXIT.interrupted
     return new Output(isJson, io.stdout, io.stderr).fail(error)
   }
@@ -77,6 +80,17 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .option('--name <label>', 'what this device is called')
     .option('--log-level <level>', 'trace, debug, info, warn or error', 'info')
   command(program, 'status', 'this device, its peers, what is syncing and how far each lags', 'patchcord status --json', service.status)
+  command(program, 'doctor', 'find out what is wrong on this machine, and what to do', 'patchcord doctor', machine.doctor)
+  const logLines = (made: Command): Command => made.option('-f, --follow', 'go on as lines come').option('-n, --lines <count>', 'how many of the newest', '100')
+  logLines(command(program, 'logs', 'the log of the service', 'patchcord logs --follow', machine.logs))
+  command(program, 'metrics', 'what the service counts, in the form of Prometheus', 'patchcord metrics', machine.metrics)
+  const unit = command(program, 'service', 'run as a unit of systemd, with your login or from boot on', 'patchcord service install')
+  const dryRun = (made: Command): Command => made.option('--dry-run', 'show what would be done, and check it')
+  dryRun(command(unit, 'install', 'write the unit, start it, and have it started at login', 'patchcord service install --dry-run', machine.serviceInstall))
+  dryRun(command(unit, 'uninstall', 'stop it and remove the unit; state stays', 'patchcord service uninstall', machine.serviceUninstall))
+  logLines(command(unit, 'logs', 'what systemd kept of its log', 'patchcord service logs --lines 20', machine.serviceLogs))
+  command(unit, 'firewall', 'the rules that let the port in, for ufw, firewalld and nftables', 'patchcord service firewall', machine.serviceFirewall)
+  command(unit, 'apparmor', 'a script that installs the AppArmor profiles for this installation', 'patchcord service apparmor | sudo sh', machine.serviceApparmor)
   command(program, 'events', 'print what happens, as it happens', 'patchcord events --json', service.events)
 
   command(program, 'pair [code]', 'pair with another device: show a code, or join with the one it shows (a code, a link, - for stdin)', 'patchcord pair                   # shows a code\npatchcord pair 123456 --as peer  # on the other device', pairing.pair)
@@ -126,7 +140,13 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .requiredOption('--at <host:port>', 'a literal address; link-local ones with their interface')
   command(program, 'explain <device> <method> <path>', 'whether a request is allowed, and which rule decides ("self" is this device)', 'patchcord explain friend GET /couch/notes/_changes', device.explain)
 
-  command(program, 'couch', 'the login of your own programs to the local database', 'patchcord couch --json', sharing.couch)
+  const localCouch = command(program, 'couch', 'the login of your own programs to the local database', 'patchcord couch --json', couch.couch)
+  command(localCouch, 'setup', 'use your own CouchDB, with a limited user in it for each grant', 'patchcord couch setup --url http://127.0.0.1:5984 --admin-credentials-file admin.json', couch.couchSetup)
+    .option('--url <url>', 'where it is: a literal loopback address (default: the one in use, or http://127.0.0.1:5984)')
+    .option('--admin-credentials-file <path>', '{"username","password"} of an administrator, readable by you alone; used once. Without it the terminal is asked')
+    .option('--close-public', 'let members alone use databases that everybody may use')
+    .option('--allow-exposed', 'go on although others than programs of this machine reach the CouchDB')
+  command(localCouch, 'undo', 'take patchcord\'s users, memberships and administrator out of your CouchDB', 'patchcord couch undo', couch.couchUndo)
   command(program, 'bridge', 'where any CouchDB client reaches the databases of a connected device', 'patchcord bridge --json', sharing.bridge)
   const db = command(program, 'db', 'the databases of this device', 'patchcord db create notes')
   command(db, 'create <name>', 'make a database', 'patchcord db create notes', sharing.dbCreate)

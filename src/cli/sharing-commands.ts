@@ -3,12 +3,6 @@ import { formatBytes, parseBytes } from './output.js'
 
 // Databases: this device's own, and what is shared with whom.
 
-export async function couch ({ client, output }: Context): Promise<void> {
-  const login = await client.call('couch', {})
-  output.object(login)
-  output.table([['url', login.url], ['username', login.username], ['password', login.password]])
-}
-
 export async function bridge ({ client, output }: Context): Promise<void> {
   const login = await client.call('bridge', {})
   output.object(login)

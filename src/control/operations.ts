@@ -4,11 +4,15 @@
  * object a line, events first, then `{"result":…}` or `{"error":{"code","message","hint"}}`.
  *
  *   curl --unix-socket $XDG_RUNTIME_DIR/patchcord/control.sock -d '{}' http://localhost/v1/status
+ *
+ * `GET /metrics` is answered in the form of Prometheus (docs/metrics.md).
  */
 export interface Operations {
   status: { args: object, result: Status }
   identity: { args: object, result: IdentityInfo & { bundle: string } }
   couch: { args: object, result: { url: string, username: string, password: string } }
+  'couch-setup': { args: { url?: string, login: { username: string, password: string } | { file: string }, closePublic?: boolean, allowExposed?: boolean }, result: CouchSetupResult }
+  'couch-undo': { args: object, result: CouchUndoResult }
   bridge: { args: object, result: { url: string, username: string, token: string } }
   'db-create': { args: { name: string }, result: { name: string } }
   quota: { args: { device?: string, bytes?: number | null, keepFree?: number }, result: QuotaResult }
@@ -48,6 +52,9 @@ export interface Operations {
   'inbox-refuse': { args: { offer: string }, result: { offer: string } }
   'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
   events: { args: object, event: object, result: object }
+  /** The newest lines of the service's log; with `follow`, those that come, until the caller goes. */
+  logs: { args: { lines?: number, follow?: boolean }, event: { event: 'log', line: string }, result: object }
+  metrics: { args: object, result: { type: string, text: string } }
 }
 
 export type OperationName = keyof Operations
@@ -79,6 +86,23 @@ export interface Status {
   notices: Notice[]
   peers: PeerStatus[]
 }
+
+export interface CouchSetupResult {
+  url: string
+  /** Of patchcord's own. */
+  administrator: string
+  /** What was not there before. */
+  created: string[]
+  /** Databases that everybody could use, and that only members can now. */
+  closed: string[]
+  /** Databases that everybody may still use who can log in, or not even that. */
+  public: string[]
+  warnings: string[]
+  /** The service has to be started anew to use it. */
+  restart: boolean
+}
+
+export interface CouchUndoResult { url: string, removed: string[] }
 
 export interface Notice {
   about: string

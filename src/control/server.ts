@@ -11,16 +11,21 @@ const MOST_ARGS_BYTES = 4 * 1024 * 1024
 /** sun_path of unix(7), with its closing NUL. */
 const MOST_PATH_BYTES = 107
 
+/** A text of metrics and its media type. */
+export interface Metrics { readonly type: string, readonly text: string }
+
 /** The agent's end of the control socket. Who can enter the socket's folder (0700) is this user. */
 export class ControlServer {
   readonly path: string
   readonly #operations: OperationTable
   readonly #logger: Logger
   readonly #http: Server
+  readonly #metrics: (() => Promise<Metrics>) | undefined
   readonly #running = new Set<AbortController>()
 
   /** Throws `socket-path-too-long`. */
-  constructor (path: string, operations: OperationTable, logger: Logger) {
+  constructor (path: string, operations: OperationTable, logger: Logger, { metrics }: { readonly metrics?: () => Promise<Metrics> } = {}) {
+    this.#metrics = metrics
     checkSocketPath(path)
     this.path = path
     this.#operations = operations
@@ -53,6 +58,7 @@ export class ControlServer {
       this.#running.delete(abort)
       abort.abort()
     })
+    if (message.method === 'GET' && message.url === '/metrics' && message.headers.origin === undefined && this.#metrics !== undefined) return await this.#tellMetrics(this.#metrics, response)
     const write = (line: object): void => {
       if (!response.headersSent) response.writeHead(200, { 'Content-Type': 'application/x-ndjson' })
       if (!response.destroyed) response.write(`${JSON.stringify(line)}\n`)
@@ -66,6 +72,16 @@ export class ControlServer {
       write({ error: describe(error) })
     }
     response.end()
+  }
+
+  async #tellMetrics (metrics: () => Promise<Metrics>, response: ServerResponse): Promise<void> {
+    try {
+      const { type, text } = await metrics()
+      response.writeHead(200, { 'Content-Type': type }).end(text)
+    } catch (error) {
+      this.#logger.error({ err: error }, 'the metrics failed')
+      response.writeHead(500).end()
+    }
   }
 
   #find ({ method, url, headers }: IncomingMessage): Operation {

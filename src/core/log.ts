@@ -1,22 +1,45 @@
 import { pino, type Logger } from 'pino'
+import { redactLine } from './redact.js'
 
 export type { Logger }
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 export type LogLevel = typeof LOG_LEVELS[number]
 
-/** JSON lines on stderr. Nothing secret is ever handed to it; the redaction below is the second net,
- * for objects that hold more than their caller thought. */
-export function createLogger (level: LogLevel, name: string): Logger {
-  return pino({
-    name,
-    level,
-    base: { name, pid: process.pid },
-    redact: { paths: SECRET_PATHS, censor: '[secret]' },
-  }, pino.destination({ fd: 2, sync: false }))
+/** JSON lines on stderr, and to `also`. Nothing secret is ever handed to it; redact.ts is the second net. */
+export function createLogger (level: LogLevel, name: string, also: (line: string) => void = () => undefined): Logger {
+  const stderr = pino.destination({ fd: 2, sync: false })
+  return pino({ name, level, base: { name, pid: process.pid } }, {
+    write (line: string) {
+      const clean = redactLine(line)
+      stderr.write(clean)
+      also(clean)
+    },
+  })
 }
 
 /** A logger that says nothing, for tests and for library users who gave none. */
 export const silentLogger = (): Logger => pino({ level: 'silent' })
 
-const SECRET_KEYS = ['password', 'key', 'token', 'authorization', 'cookie', 'secret', 'passphrase', 'credentials']
-const SECRET_PATHS = SECRET_KEYS.flatMap(key => [key, `*.${key}`, `*.*.${key}`])
+/** The newest lines of a log, for whoever asks what happened: at most `MOST_LINES`. */
+export class LogTail {
+  readonly #lines: string[] = []
+  readonly #followers = new Set<(line: string) => void>()
+
+  add (line: string): void {
+    const text = line.trimEnd()
+    this.#lines.push(text)
+    if (this.#lines.length > MOST_LINES) this.#lines.splice(0, this.#lines.length - MOST_LINES)
+    for (const follower of this.#followers) follower(text)
+  }
+
+  /** The newest `count`, oldest first. */
+  last (count: number): readonly string[] { return count <= 0 ? [] : this.#lines.slice(-count) }
+
+  /** Calls `follower` with each line from now on, until the returned function is called. */
+  follow (follower: (line: string) => void): () => void {
+    this.#followers.add(follower)
+    return () => { this.#followers.delete(follower) }
+  }
+}
+
+const MOST_LINES = 1_000

@@ -5,6 +5,7 @@ import { formatAddress, type Address } from '../core/address.js'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
 import { silentLogger, type Logger, type LogLevel } from '../core/log.js'
+import { PROFILES, startHeldTo } from '../machine/confinement.js'
 import type { Account } from './accounts.js'
 import { bindSocket, type BoundSocket } from './bound-socket.js'
 import type { Embedded } from './front.js'
@@ -85,7 +86,7 @@ class Supervisor implements EmbeddedChild {
   async start (): Promise<void> {
     const since = performance.now()
     // No environment: nothing of the agent's is needed there, and nothing of it should be readable there.
-    const child = fork(fileURLToPath(new URL('child.js', import.meta.url)), [], { execArgv: [], env: {}, serialization: 'json' })
+    const child = startHeldTo(PROFILES.database, () => fork(fileURLToPath(new URL('child.js', import.meta.url)), [], { execArgv: [], env: {}, serialization: 'json' }))
     this.#child = child
     await new Promise<void>((resolve, reject) => {
       const late = setTimeout(() => { child.kill('SIGKILL') }, START_MS)

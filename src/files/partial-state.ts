@@ -1,8 +1,9 @@
 import { constants } from 'node:fs'
 import { open, type FileHandle } from 'node:fs/promises'
 import { fileError, systemCode } from '../core/errors.js'
-import { isDeviceId, type ContentId, type DeviceId } from '../core/ids.js'
+import type { ContentId } from '../core/ids.js'
 import { checkLeaves, HASH_BYTES, leafCount } from './content-id.js'
+import { isGiver, type Giver } from './giver.js'
 import { writeAt } from './staging.js'
 
 // What is known of a download that is not whole, beside it in `partial/<id>.bitmap`, written in place:
@@ -10,7 +11,7 @@ import { writeAt } from './staging.js'
 //     patchcord-partial/1 0000000000005242887\n      the size, 40 bytes in all
 //     <n × 32 bytes>                                 the leaf list, checked against ID and size
 //     <n bytes>                                      one for each leaf: 0 missing, 1 written, 2 recorded
-//     <device ID>\n …                                who gave leaves, 53 bytes each
+//     <device ID>[ <database>]\n …                   who gave leaves, and on what account (giver.ts)
 //
 // `recorded` is set only after the leaf's bytes were made durable, and is itself made durable: no such leaf is
 // asked for again. `written` costs no wait: it survives the process, and perhaps not the power. Neither is
@@ -21,7 +22,6 @@ export const LEAF_STATE = { missing: 0, written: 1, recorded: 2 } as const
 
 const MAGIC = 'patchcord-partial/1 '
 const HEAD_BYTES = 40
-const GIVER_BYTES = 53
 /** A damaged file must not make us read for ever. */
 const MOST_GIVERS = 10_000
 
@@ -30,19 +30,20 @@ export interface Remembered {
   readonly size: number
   readonly leaves: Buffer
   readonly states: Uint8Array
-  readonly givers: Set<DeviceId>
+  readonly givers: Set<Giver>
 }
 
 /** The state file of one partial download, open for writing. */
 export class PartialState {
   readonly #handle: FileHandle
   readonly #count: number
-  #givers: number
+  /** Bytes of the lines that name givers. */
+  #giverBytes: number
 
-  private constructor (handle: FileHandle, count: number, givers: number) {
+  private constructor (handle: FileHandle, count: number, givers: Iterable<Giver>) {
     this.#handle = handle
     this.#count = count
-    this.#givers = givers
+    this.#giverBytes = [...givers].reduce((sum, giver) => sum + giver.length + 1, 0)
   }
 
   /** Begins anew at `path`, durably, with every leaf missing. Throws `disk-full` and the like. */
@@ -52,7 +53,7 @@ export class PartialState {
       const count = leafCount(size)
       await writeAt(handle, Buffer.concat([Buffer.from(`${MAGIC}${String(size).padStart(HEAD_BYTES - MAGIC.length - 1, '0')}\n`, 'latin1'), leaves, Buffer.alloc(count)]), 0)
       await handle.datasync()
-      return new PartialState(handle, count, 0)
+      return new PartialState(handle, count, [])
     } catch (error) {
       await handle.close()
       throw error
@@ -70,7 +71,7 @@ export class PartialState {
     }
     try {
       const remembered = parse(await handle.readFile(), id)
-      if (remembered !== undefined) return { state: new PartialState(handle, remembered.states.length, remembered.givers.size), remembered }
+      if (remembered !== undefined) return { state: new PartialState(handle, remembered.states.length, remembered.givers), remembered }
     } catch (error) {
       await handle.close()
       throw fileError(error, path)
@@ -90,10 +91,11 @@ export class PartialState {
     await this.#handle.datasync()
   }
 
-  /** Adds a device to those that gave leaves, durably. */
-  async addGiver (device: DeviceId): Promise<void> {
-    await writeAt(this.#handle, Buffer.from(`${device}\n`, 'latin1'), this.#at(this.#count) + this.#givers * GIVER_BYTES)
-    this.#givers += 1
+  /** Adds one to those that gave leaves, durably. */
+  async addGiver (giver: Giver): Promise<void> {
+    const line = Buffer.from(`${giver}\n`, 'latin1')
+    await writeAt(this.#handle, line, this.#at(this.#count) + this.#giverBytes)
+    this.#giverBytes += line.length
     await this.#handle.datasync()
   }
 
@@ -120,6 +122,6 @@ function parse (bytes: Buffer, id: ContentId): Remembered | undefined {
     return undefined
   }
   const givers = bytes.toString('latin1', statesAt + count).split('\n').slice(0, -1)
-  if (givers.length > MOST_GIVERS || !givers.every(isDeviceId)) return undefined
+  if (givers.length > MOST_GIVERS || !givers.every(isGiver) || new Set(givers).size < givers.length) return undefined
   return { size, leaves, states: Uint8Array.from(bytes.subarray(statesAt, statesAt + count)), givers: new Set(givers) }
 }

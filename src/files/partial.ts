@@ -1,10 +1,11 @@
 import { constants } from 'node:fs'
 import { open, statfs, type FileHandle } from 'node:fs/promises'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
-import type { ContentId, DeviceId } from '../core/ids.js'
+import type { ContentId } from '../core/ids.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafLength } from './content-id.js'
 import { unlinkIfThere } from './folders.js'
 import { leafBuffer } from './leaf-hashes.js'
+import type { Giver } from './giver.js'
 import { LEAF_STATE, PartialState, type Remembered } from './partial-state.js'
 import { writeAt } from './staging.js'
 import type { FileStore } from './store.js'
@@ -31,8 +32,8 @@ const LANES = 3
 export class PartialFile {
   readonly id: ContentId
   readonly size: number
-  /** The devices that leaves came from, in this process and before; those that nobody named are not in it. */
-  readonly givers: Set<DeviceId>
+  /** Who gave leaves and on what account, in this process and before; those that nobody named are not in it. */
+  readonly givers: Set<Giver>
   /** Leaves that an earlier process had recorded and that the disk no longer has. */
   readonly damaged: number[] = []
   readonly #store: FileStore
@@ -47,9 +48,9 @@ export class PartialFile {
   #unrecorded: number[] = []
   #recording: Promise<void> = Promise.resolve()
   #timer: NodeJS.Timeout | undefined
-  readonly #naming = new Map<DeviceId, Promise<void>>()
+  readonly #naming = new Map<Giver, Promise<void>>()
 
-  private constructor (store: FileStore, spec: PartialSpec, handle: FileHandle, state: PartialState, givers: Set<DeviceId>) {
+  private constructor (store: FileStore, spec: PartialSpec, handle: FileHandle, state: PartialState, givers: Set<Giver>) {
     this.id = spec.id
     this.size = spec.size
     this.givers = givers
@@ -138,7 +139,7 @@ export class PartialFile {
   /** Writes leaf `index` if it is the right one; `bytes` must not change meanwhile. Throws `verification`, naming the
    * leaf, and writes nothing where it is not; `disk-full` where there is no room, the leaf is then still missing.
    * Writing one again does nothing. `from` is remembered as a giver, durably, before the leaf is written. */
-  async writeLeaf (index: number, bytes: Uint8Array, from?: DeviceId): Promise<void> {
+  async writeLeaf (index: number, bytes: Uint8Array, from?: Giver): Promise<void> {
     if (this.#over) throw new PatchcordError('stopped', `the download of ${this.id} is over`)
     const expected = leafLength(this.size, index)
     this.#writing++
@@ -213,7 +214,7 @@ export class PartialFile {
     this.#haveCount += 1
   }
 
-  async #name (giver: DeviceId): Promise<void> {
+  async #name (giver: Giver): Promise<void> {
     if (this.givers.has(giver)) return
     let naming = this.#naming.get(giver)
     if (naming === undefined) {

@@ -63,14 +63,19 @@ export function decide (principal: Principal, action: Action, now: number, facts
 
 /** Whether `decide` needs the records of the file, so that they are read only then. */
 export function needsFacts (principal: Principal, action: Action): action is FileAction {
-  return action.kind === 'file' && !readsEveryFile(principal)
+  return action.kind === 'file' && (action.account !== undefined || !readsEveryFile(principal))
 }
 
 function readsEveryFile (principal: Principal): boolean {
   return principal.relation === 'own' && principal.grant.files === 'all'
 }
 
-function decideFile (principal: Principal, { part }: FileAction, now: number, { records, lentUntil }: FileFacts): Decision {
+function decideFile (principal: Principal, { part, account }: FileAction, now: number, { records, lentUntil }: FileFacts): Decision {
+  // Who asks so will let others of that database have the file: that it may be read for another reason is none here.
+  if (account !== undefined) {
+    if (records.includes(account) && databaseAccess(principal, account) !== 'none') return allowed('file: account', `the file is recorded for ${account}, which ${principal.grantName} may read`)
+    return refused(404, 'file: account', `the file is not there, or not recorded for ${account}, or the caller may not read that`)
+  }
   if (readsEveryFile(principal)) return allowed('file: own device', 'own devices read every file')
   if (part === 'records') return refused(404, 'file: records', 'which databases a file is recorded for is told to own devices alone')
   for (const database of records) {

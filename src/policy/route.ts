@@ -13,6 +13,8 @@ export interface FileAction {
   readonly kind: 'file'
   readonly id: ContentId
   readonly part: 'content' | 'leaves' | 'records'
+  /** The one database on whose account it is asked for: then nothing else counts. */
+  readonly account?: DatabaseName
 }
 
 export interface CouchAction {
@@ -42,7 +44,7 @@ export function route (request: CanonicalRequest): Action | undefined {
     case 'mail':
       return method === 'GET' && segments.length === 1 && !trailingSlash ? { kind: 'mail' } : undefined
     case 'files':
-      return isRead && !trailingSlash ? routeFile(segments) : undefined
+      return isRead && !trailingSlash ? routeFile(segments, request.query.get('database')) : undefined
     case 'couch':
       return routeCouch(method, segments.slice(1), trailingSlash, request.query)
     default:
@@ -50,11 +52,13 @@ export function route (request: CanonicalRequest): Action | undefined {
   }
 }
 
-function routeFile (segments: readonly string[]): FileAction | undefined {
-  const [, id, part] = segments
+function routeFile (segments: readonly string[], account: string | undefined): FileAction | undefined {
+  const [, id, part = 'content'] = segments
   if (id === undefined || !isContentId(id) || segments.length > 3) return undefined
-  if (part === undefined) return { kind: 'file', id, part: 'content' }
-  return part === 'leaves' || part === 'records' ? { kind: 'file', id, part } : undefined
+  if (part === 'records') return account === undefined ? { kind: 'file', id, part } : undefined
+  if (part !== 'content' && part !== 'leaves') return undefined
+  if (account === undefined) return { kind: 'file', id, part }
+  return isDatabaseName(account) ? { kind: 'file', id, part, account } : undefined
 }
 
 /** Also the embedded database's way in: `segments` are those below its root. */

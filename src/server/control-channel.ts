@@ -8,6 +8,7 @@ import type { PatchcordServer } from './server.js'
 //   stdin   the env; then {"op":"update","seq":7,"revoked":[…]}…; its end stops the server
 //   stdout  {"event":"ready",…}; then {"event":"updated","seq":7,"cut":1} or
 //           {"event":"refused-update","seq":7,"reason":"…"}
+// {"op":"counts","seq":8} is answered by {"event":"counts","seq":8,"counts":{…}} (counts.ts).
 
 /** The longest line taken in. */
 export const MOST_LINE_BYTES = 64 * 1024 * 1024
@@ -52,6 +53,10 @@ export async function applyLine (line: string, server: PatchcordServer, output: 
     if (message === null || typeof message !== 'object') throw new PatchcordError('bad-env', 'update: must be an object')
     const { op, seq: number, ...part } = message as { op?: unknown, seq?: unknown }
     seq = typeof number === 'number' ? number : null
+    if (op === 'counts' && seq !== null) {
+      writeLine(output, { event: 'counts', seq, counts: server.counts() })
+      return
+    }
     if (op !== 'update' || seq === null) throw new PatchcordError('bad-env', 'update: op must be "update" and seq a number')
     const { cut } = await server.update(part as ServerUpdate)
     writeLine(output, { event: 'updated', seq, cut })

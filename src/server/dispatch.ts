@@ -13,6 +13,7 @@ import type { Principal } from '../policy/principal.js'
 import { route, type Action, type FileAction } from '../policy/route.js'
 import { answerError, endsConnection, failureOf } from './answers.js'
 import type { Connection, Connections, Counted } from './connections.js'
+import { Answered } from './counts.js'
 import { Permit } from './permit.js'
 import { lentUntil, type ServerState } from './state.js'
 
@@ -43,6 +44,7 @@ export interface DispatchOptions {
  * refuses by itself, and nothing passes two of them in another order.
  */
 export class Dispatch {
+  readonly answered = new Answered()
   readonly #options: DispatchOptions
 
   constructor (options: DispatchOptions) {
@@ -117,6 +119,7 @@ export class Dispatch {
     if (!message.complete && !response.destroyed) await discard(message, response, limits, clock)
     await sent(response, limits, clock)
     line.ms = Math.round((clock.monotonic() - started) * 10) / 10
+    this.answered.add(line.status, line.bytes)
     logger.info(line, 'request')
   }
 

@@ -18,6 +18,7 @@ import { readLeaf, type Leaf } from '../identity/leaf.js'
 import type { CanonicalRequest } from '../policy/canonical.js'
 import { answerJson } from './answers.js'
 import { Connections, type Connection } from './connections.js'
+import type { ServerCounts } from './counts.js'
 import { Dispatch, isFeed, type Outcome } from './dispatch.js'
 import { applyUpdate, limitsOf, parseEnv, type ServerEnvInput, type ServerUpdate } from './env.js'
 import { Listener } from './listener.js'
@@ -48,6 +49,7 @@ export interface PatchcordServer {
   /** Replaces the given parts whole, decides everything that runs again, and resolves when the last
    * connection that this cut is closed. Rejects with `bad-env`; the old parts are then still in force. */
   update (part: ServerUpdate): Promise<{ cut: number }>
+  counts (): ServerCounts
   /** Accepts nothing more, lets what runs end for at most 5 s, and leaves no handle behind. */
   stop (): Promise<void>
 }
@@ -125,6 +127,11 @@ class Server implements PatchcordServer {
 
   async listen (): Promise<void> {
     for (const { host, port } of this.#state.env.listen) this.addresses.push(await this.#listener.listen(host, port))
+  }
+
+  counts (): ServerCounts {
+    const { requests, bytes } = this.#dispatch.answered
+    return { connections: [...this.#connections].length, requests: { ...requests }, bytes, memory: process.memoryUsage.rss() }
   }
 
   update (part: ServerUpdate): Promise<{ cut: number }> {

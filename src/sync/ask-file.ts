@@ -3,6 +3,7 @@ import * as v from 'valibot'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import { databaseName, parseJson } from '../core/shape.js'
+import { giverOf, type Giver } from '../files/giver.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
 import { FILE_SIZE_HEADER } from '../files/serve.js'
 import { askPeer, readBody } from './peer-agent.js'
@@ -14,6 +15,14 @@ import { askPeer, readBody } from './peer-agent.js'
 export interface Source {
   readonly device: DeviceId
   readonly agent: Agent
+  /** The database on whose account it is asked, by its name there: it answers only if it recorded the file for that one.
+   * Without one, it answers for any reason that it has. */
+  readonly account?: DatabaseName
+}
+
+/** What a source stands for as a giver of bytes. */
+export function asGiver ({ device, account }: Source): Giver {
+  return giverOf(device, account)
 }
 
 /** A source that says nothing for this long is not waited for (ms). */
@@ -22,8 +31,9 @@ export const SILENT_MS = 30_000
 /** The leaf list of `id` and the size that the source tells with it, checked against each other and the ID (the length
  * of the last leaf is proven only by its bytes). Throws `not-found`, `verification`, `too-large` past `most` bytes of
  * file, `unreachable`. */
-export async function askLeaves ({ device, agent }: Source, id: ContentId, most: number, signal: AbortSignal): Promise<{ size: number, leaves: Buffer }> {
-  const answer = await ask({ device, agent }, `/files/${id}/leaves`, {}, signal)
+export async function askLeaves (source: Source, id: ContentId, most: number, signal: AbortSignal): Promise<{ size: number, leaves: Buffer }> {
+  const { device } = source
+  const answer = await ask(source, `/files/${id}/leaves`, {}, signal)
   const text = answer.headers[FILE_SIZE_HEADER.toLowerCase()]
   const size = typeof text === 'string' && /^\d{1,15}$/.test(text) ? Number(text) : NaN
   if (answer.statusCode !== 200 || !Number.isSafeInteger(size) || size > most) {
@@ -40,8 +50,9 @@ export async function askLeaves ({ device, agent }: Source, id: ContentId, most:
 
 /** The first leaf of a file whose size is not known, and the size that the source tells with it. One answer is so the
  * whole of a file of one leaf. Throws `not-found`, `verification`, `unreachable`. */
-export async function askFirst ({ device, agent }: Source, id: ContentId, signal: AbortSignal): Promise<{ size: number, bytes: Buffer }> {
-  const answer = await ask({ device, agent }, `/files/${id}`, { Range: `bytes=0-${LEAF_BYTES - 1}` }, signal)
+export async function askFirst (source: Source, id: ContentId, signal: AbortSignal): Promise<{ size: number, bytes: Buffer }> {
+  const { device } = source
+  const answer = await ask(source, `/files/${id}`, { Range: `bytes=0-${LEAF_BYTES - 1}` }, signal)
   const size = sizeIn(answer)
   // An empty file has no ranges, and answers whole.
   if (size === undefined || (answer.statusCode === 200 && size > LEAF_BYTES)) {
@@ -56,8 +67,9 @@ export async function askFirst ({ device, agent }: Source, id: ContentId, signal
 
 /** Begins to fetch bytes `start` to `end` (excluded) of a file of `size` bytes. The caller reads the body or destroys
  * it. Throws as `askFirst` does, and `conflict` where the source tells another size: one of those that told it is wrong. */
-export async function askRange ({ device, agent }: Source, id: ContentId, size: number, start: number, end: number, signal: AbortSignal): Promise<IncomingMessage> {
-  const answer = await ask({ device, agent }, `/files/${id}`, { Range: `bytes=${start}-${end - 1}` }, signal)
+export async function askRange (source: Source, id: ContentId, size: number, start: number, end: number, signal: AbortSignal): Promise<IncomingMessage> {
+  const { device } = source
+  const answer = await ask(source, `/files/${id}`, { Range: `bytes=${start}-${end - 1}` }, signal)
   if (answer.statusCode === 206 && answer.headers['content-range'] === `bytes ${start}-${end - 1}/${size}`) return answer
   if (answer.statusCode === 200 && start === 0 && answer.headers['content-length'] === String(size)) return answer
   answer.destroy()
@@ -80,8 +92,8 @@ async function read (device: DeviceId, answer: IncomingMessage, most: number): P
   }
 }
 
-async function ask ({ device, agent }: Source, path: string, headers: Record<string, string>, signal: AbortSignal): Promise<IncomingMessage> {
-  const answer = await askPeer(agent, device, path, { signal, headers, silentMs: SILENT_MS })
+async function ask ({ device, agent, account }: Source, path: string, headers: Record<string, string>, signal: AbortSignal): Promise<IncomingMessage> {
+  const answer = await askPeer(agent, device, account === undefined ? path : `${path}?database=${encodeURIComponent(account)}`, { signal, headers, silentMs: SILENT_MS })
   if (answer.statusCode === 200 || answer.statusCode === 206) return answer
   answer.resume()
   if (answer.statusCode === 404) throw new PatchcordError('not-found', `device ${device} does not have it, or does not share it with this device`)
@@ -92,10 +104,10 @@ async function ask ({ device, agent }: Source, path: string, headers: Record<str
 const Records = v.object({ databases: v.array(databaseName) })
 const MOST_RECORDS_BYTES = 1_048_576
 
-/** The databases that an own device recorded the file for; none where it does not have it, or is not an own device. */
+/** The databases that an own device recorded the file for (`account` means nothing here); none where it does not have it, or is not an own device. */
 export async function askRecords (source: Source, id: ContentId, signal: AbortSignal): Promise<readonly DatabaseName[]> {
   try {
-    const answer = await ask(source, `/files/${id}/records`, {}, signal)
+    const answer = await ask({ device: source.device, agent: source.agent }, `/files/${id}/records`, {}, signal)
     return parseJson(Records, (await read(source.device, answer, MOST_RECORDS_BYTES)).toString('utf8'), `the records of device ${source.device}`, 'verification').databases
   } catch (error) {
     if (error instanceof PatchcordError && error.code === 'not-found') return []

@@ -3,9 +3,10 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { contentIdOf, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from '../files/content-id.js'
+import type { Giver } from '../files/giver.js'
 import { PartialFile } from '../files/partial.js'
 import type { FileStore } from '../files/store.js'
-import { askFirst, askLeaves, type Source } from './ask-file.js'
+import { asGiver, askFirst, askLeaves, type Source } from './ask-file.js'
 import type { Distrust } from './distrust.js'
 import { fetchLeaves } from './leaf-fetch.js'
 
@@ -42,8 +43,9 @@ export interface Downloaded {
   readonly size: number
   /** The devices that gave leaves now. */
   readonly sources: ReadonlySet<DeviceId>
-  /** All that ever gave a leaf of it, in earlier processes too: every byte came from one of these. */
-  readonly givers: ReadonlySet<DeviceId>
+  /** All that ever gave a leaf of it, in earlier processes too, each with its account: every byte came from one of
+   * these. */
+  readonly givers: ReadonlySet<Giver>
 }
 
 const WAIT_MS = 10_000
@@ -211,15 +213,15 @@ class Download {
         if (size <= LEAF_BYTES) {
           // The ID of a file of one leaf is the hash of that leaf: nothing else need be asked.
           if (contentIdOf(leafHash(bytes)) !== id) throw new PatchcordError('verification', `leaf 0 of ${id} is wrong: its bytes do not match its hash`)
-          return { device, size, bytes }
+          return { source, size, bytes }
         }
         first = bytes
       }
       const { size, leaves } = await askLeaves(source, id, most, signal)
       check(size)
-      if (first === undefined) return { device, size, leaves }
+      if (first === undefined) return { source, size, leaves }
       if (!leafHash(first).equals(leaves.subarray(0, HASH_BYTES))) throw new PatchcordError('verification', `leaf 0 of ${id} is wrong: its bytes do not match its hash`)
-      return { device, size, leaves, first }
+      return { source, size, leaves, first }
     } catch (error) {
       if (!signal.aborted) {
         this.#collaborators.logger.debug({ device, id, reason: messageOf(error) }, 'a source does not give a file')
@@ -230,22 +232,22 @@ class Download {
   }
 
   async #take (found: Found): Promise<PartialFile | Downloaded> {
-    const { device, size } = found
+    const { source, size } = found
     const id = this.#id
     if ('leaves' in found) {
       const partial = await PartialFile.create(this.#store, { id, size, leaves: found.leaves })
       // A disk that is full already is found full by what follows, which waits for room.
-      if (found.first !== undefined) await partial.writeLeaf(0, found.first, device).catch(() => undefined)
+      if (found.first !== undefined) await partial.writeLeaf(0, found.first, asGiver(source)).catch(() => undefined)
       return partial
     }
     await this.#store.put(id, found.bytes)
     this.#options.onEvent?.({ event: 'progress', id, done: size, total: size, rate: size, sources: 1 })
-    return { size, sources: new Set([device]), givers: new Set([device]) }
+    return { size, sources: new Set([source.device]), givers: new Set([asGiver(source)]) }
   }
 }
 
 /** What a source proved of a file: all its bytes, or its list. */
-type Found = { readonly device: DeviceId, readonly size: number } & ({ readonly bytes: Buffer } | { readonly leaves: Buffer, readonly first?: Buffer })
+type Found = { readonly source: Source, readonly size: number } & ({ readonly bytes: Buffer } | { readonly leaves: Buffer, readonly first?: Buffer })
 
 /** Resolves after `delay` ms; rejects with the signal's reason. */
 function pause (delay: number, clock: Clock, signal: AbortSignal): Promise<void> {

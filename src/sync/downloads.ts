@@ -1,7 +1,7 @@
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
 import type { FileStore } from '../files/store.js'
-import type { Source } from './ask-file.js'
+import { asGiver, type Source } from './ask-file.js'
 import { Distrust } from './distrust.js'
 import { download, type DownloadCollaborators, type Downloaded, type DownloadEvent, type DownloadOptions } from './download.js'
 import { DownloadQueue } from './download-queue.js'
@@ -78,12 +78,14 @@ export class Downloads {
   }
 
   /** Goes on with what an earlier process was asked for and did not end. Runs in the background until it is done, or
-   * until those who could have it say that they do not; it waits for devices for as long as it takes. */
-  goOn (sources: (id: ContentId) => () => readonly Source[]): void {
+   * until those who could have it say that they do not; it waits for devices for as long as it takes. `onDone` is told of
+   * each that came. */
+  goOn (sources: (id: ContentId) => () => readonly Source[], onDone: (id: ContentId, done: Downloaded) => Promise<void>): void {
     for (const { id, size } of this.#queue.all) {
-      this.fetch(id, { sources: sources(id), size, waitMs: Infinity }).then(async () => {
+      this.fetch(id, { sources: sources(id), size, waitMs: Infinity }).then(async done => {
         this.#collaborators.logger.info({ id }, 'a download of an earlier run is complete')
         await this.#queue.remove(id)
+        await onDone(id, done)
       }).catch(async (error: unknown) => {
         if (this.#isStopping) return
         this.#collaborators.logger.warn({ id, reason: messageOf(error) }, 'a download of an earlier run was given up')
@@ -105,7 +107,7 @@ export class Downloads {
     const wishes = new Set<Wish>()
     const sources = (): Source[] => {
       const all = new Map<string, Source>()
-      for (const wish of wishes) for (const source of wish.sources()) all.set(source.device, source)
+      for (const wish of wishes) for (const source of wish.sources()) all.set(asGiver(source), source)
       return [...all.values()]
     }
     const onEvent = (event: DownloadEvent): void => {

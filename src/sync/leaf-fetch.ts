@@ -3,8 +3,9 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import { LEAF_BYTES, leafCount, leafLength } from '../files/content-id.js'
 import { leafBuffer } from '../files/leaf-hashes.js'
+import type { Giver } from '../files/giver.js'
 import type { PartialFile } from '../files/partial.js'
-import { askRange, type Source } from './ask-file.js'
+import { asGiver, askRange, type Source } from './ask-file.js'
 import { LeafPlan, type Span } from './leaf-plan.js'
 import { Rate } from './rate.js'
 
@@ -72,7 +73,7 @@ class LeafFetch {
   readonly #partial: PartialFile
   readonly #options: LeafFetchOptions
   readonly #plan: LeafPlan<Running>
-  readonly #feeders = new Map<DeviceId, Feeder>()
+  readonly #feeders = new Map<Giver, Feeder>()
   readonly #givers = new Set<DeviceId>()
   readonly #rate: Rate
   readonly #stop = new AbortController()
@@ -119,15 +120,18 @@ class LeafFetch {
   /** Sets every source to work that may be asked now, and ends those that no longer may. */
   #feed (): void {
     const now = this.#options.clock.monotonic()
-    const listed = new Map(this.#options.sources().map(source => [source.device, source]))
-    for (const [device, feeder] of this.#feeders) {
-      if (listed.get(device)?.agent === feeder.source.agent) continue
+    const listed = new Map(this.#options.sources().map(source => [asGiver(source), source]))
+    for (const [giver, feeder] of this.#feeders) {
+      if (listed.get(giver)?.agent === feeder.source.agent) continue
       feeder.abort.abort()
-      if (feeder.lanes.size === 0) this.#feeders.delete(device)
+      if (feeder.lanes.size === 0) this.#feeders.delete(giver)
     }
-    for (const source of listed.values()) {
-      if (this.#feeders.has(source.device)) continue
-      this.#feeders.set(source.device, { source, abort: new AbortController(), rate: new Rate(this.#options.clock), lanes: new Set(), movedAt: now, strikes: 0, retryAt: 0, gone: undefined })
+    // A device is asked on one account at a time; on the next where it does not give the file on that.
+    const asked = new Set([...this.#feeders.values()].filter(({ gone, abort }) => gone === undefined && !abort.signal.aborted).map(({ source }) => source.device))
+    for (const [giver, source] of listed) {
+      if (this.#feeders.has(giver) || asked.has(source.device)) continue
+      asked.add(source.device)
+      this.#feeders.set(giver, { source, abort: new AbortController(), rate: new Rate(this.#options.clock), lanes: new Set(), movedAt: now, strikes: 0, retryAt: 0, gone: undefined })
     }
     for (const feeder of this.#feeders.values()) {
       while (this.#mayWork(feeder) && feeder.lanes.size < LANES) {
@@ -266,7 +270,7 @@ class LeafFetch {
   async #write (feeder: Feeder, index: number, bytes: Buffer): Promise<void> {
     if (!this.#plan.isWanted(index)) return
     try {
-      await this.#partial.writeLeaf(index, bytes, feeder.source.device)
+      await this.#partial.writeLeaf(index, bytes, asGiver(feeder.source))
     } catch (error) {
       this.#plan.lost(index)
       if (error instanceof PatchcordError && error.code === 'verification') {

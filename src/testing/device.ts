@@ -11,11 +11,12 @@ export interface LabDeviceOptions {
   /** Whose device it is: devices of one user share a CA. */
   readonly user: string
   readonly name: string
-  /** A CouchDB in place of the embedded database, and whether it pulls by itself. */
-  readonly couch?: AgentOptions['couch']
+  /** Whether its CouchDB pulls by itself. */
   readonly replication?: AgentOptions['replication']
   /** Limits of its open port that differ from the defaults. */
   readonly limits?: AgentOptions['limits']
+  /** A CouchDB in the place of the embedded database. */
+  readonly couch?: AgentOptions['couch']
 }
 
 /** One whole device: agent, server and database in this process, with a folder of its own. */

@@ -7,7 +7,7 @@ import { LabClock } from './clock.js'
 import { LabDevice, type LabDeviceOptions } from './device.js'
 
 export interface LabOptions {
-  /** Silent unless given. */
+  /** Silent unless given. Each line names its device as `lab`. */
   readonly logger?: Logger
 }
 
@@ -35,7 +35,7 @@ export class Lab {
    * it, as by `device request`, `issue` and `install`. */
   async device (options: LabDeviceOptions): Promise<LabDevice> {
     if (this.#devices.some(({ name }) => name === options.name)) throw new Error(`there is a device ${options.name} already`)
-    const device = new LabDevice(options, join(this.#folder, String(this.#devices.length)), this.clock, this.#logger)
+    const device = new LabDevice(options, join(this.#folder, String(this.#devices.length)), this.clock, this.#logger.child({ lab: options.name }))
     await device.start()
     const holder = this.#devices.find(({ user }) => user === options.user)
     this.#devices.push(device)

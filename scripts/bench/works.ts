@@ -1,0 +1,23 @@
+import type { Prepared } from './work.js'
+import { importing } from './works/import.js'
+import { handshakes, manyClients, oneFile, reads } from './works/port.js'
+import { manySmall, oneLarge } from './works/transfer.js'
+
+/** Every work, those with goals first. */
+export const WORKS: readonly Prepared[] = [
+  oneFile, manyClients, handshakes('handshake'), oneLarge, manySmall, reads(16), handshakes('reconnect'), reads(1), reads(256), importing,
+]
+
+/** The programs that are measured beside patchcord, or that measure. */
+export const PEERS: ReadonlyArray<{ readonly program: string, readonly debian: string, readonly for: string }> = [
+  { program: 'nginx', debian: 'nginx', for: 'port, proxy, and the upstream behind every proxy' },
+  { program: 'haproxy', debian: 'haproxy', for: 'port and proxy' },
+  { program: 'caddy', debian: 'caddy', for: 'port and proxy' },
+  { program: 'syncthing', debian: 'syncthing', for: 'files from end to end' },
+  { program: 'rsync', debian: 'rsync', for: 'files from end to end' },
+  { program: 'sshd', debian: 'openssh-server', for: 'the far end of rsync' },
+  { program: 'openssl', debian: 'openssl', for: 'import: what the machine can hash' },
+  { program: 'cc', debian: 'gcc libssl-dev', for: 'compiles the client' },
+  { program: 'curl', debian: 'curl', for: 'the client of one file' },
+  { program: 'taskset', debian: 'util-linux', for: 'keeps each on its cores' },
+]
