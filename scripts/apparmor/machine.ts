@@ -74,6 +74,8 @@ $b mkdir -p /proc /sys /dev /tmp /run /etc; $b mount -t proc proc /proc; $b moun
 $b mount -t securityfs securityfs /sys/kernel/security
 $b mkdir -p /dev/shm; $b mount -t tmpfs -o mode=1777 shm /dev/shm; $b mount -t tmpfs -o mode=1777 tmp /tmp
 $b ip link set lo up
+# Every denial is to be seen.
+echo 0 > /proc/sys/kernel/printk_ratelimit
 $b dmesg -n 1
 echo 'root:x:0:0::/root:/bin/sh' > /etc/passwd; echo 'u:x:1000:1000::/home/u:/bin/sh' >> /etc/passwd
 echo 'messagebus:x:100:100::/:/bin/sh' >> /etc/passwd; echo 'messagebus:x:100:' > /etc/group
@@ -129,7 +131,7 @@ export async function boot (kernel: string, initrd: string, isFast: boolean, onL
   const child = spawn('qemu-system-x86_64', [
     ...isFast ? ['-enable-kvm', '-cpu', 'host'] : ['-accel', 'tcg,thread=multi', '-cpu', 'max'],
     '-m', '1536', '-smp', '2', '-nographic', '-no-reboot', '-net', 'none', '-kernel', kernel, '-initrd', initrd,
-    '-append', 'console=ttyS0 quiet panic=-1 apparmor=1 security=apparmor',
+    '-append', 'console=ttyS0 quiet panic=-1 apparmor=1 security=apparmor log_buf_len=4M',
   ], { stdio: ['ignore', 'pipe', 'inherit'] })
   const guard = setTimeout(() => { child.kill('SIGKILL') }, limitMs)
   const ended = new Promise<void>((resolve, reject) => {

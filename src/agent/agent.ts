@@ -45,6 +45,7 @@ import { watchForGaps } from './gap-watch.js'
 import { Peers } from './peers.js'
 import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { KEEP_FREE_BYTES, PEER_QUOTA_BYTES, Room } from './room.js'
+import { migrate } from './state-version.js'
 import { readSettings, writeSettings, type Settings } from './settings.js'
 import { TrustBook } from './trust-book.js'
 import { TrustLife } from './trust-life.js'
@@ -201,6 +202,8 @@ export class Agent {
       await mkdir(home.root, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, home.root) })
       const lock = await takeLock(home.lock)
       resources.add(() => lock.release())
+      const { from, to } = await migrate(home.root)
+      if (from !== to) collaborators.logger.info({ from, to }, 'the state was brought to this version; a copy of what it was is kept')
       const keystore = await Keystore.openOrCreate(home.identity, clock, { alongside: () => Revocations.create(home.root) })
       const book = await TrustBook.open(home.root)
       const cas = await CaBook.open(home.root)

@@ -2,7 +2,6 @@ import type { Logger } from '../core/log.js'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
 import type { Account } from '../embedded/accounts.js'
-import { startEmbedded } from '../embedded/front.js'
 import { startEmbeddedChild } from '../embedded/supervise.js'
 import { CouchClient, type CouchLogin } from './couch-client.js'
 
@@ -37,7 +36,7 @@ export interface EmbeddedHostOptions {
 export async function hostEmbedded ({ dir, port, accounts, owner, inProcess, logger, onDatabases }: EmbeddedHostOptions): Promise<CouchHost> {
   const listen = { host: '::1', port }
   const embedded = inProcess
-    ? await startEmbedded({ dir, accounts, listen, logger })
+    ? await (await import('../embedded/front.js')).startEmbedded({ dir, accounts, listen, logger })
     : await startEmbeddedChild({
       dir, accounts, listen, logger,
       onEvent: event => {

@@ -5,7 +5,6 @@ import type { OperationTable } from '../control/operations.js'
 import { issueClient } from '../identity/certificates.js'
 import { deviceIdOf, generateClientKey, spkiOf } from '../identity/keys.js'
 import { readLeaf } from '../identity/leaf.js'
-import { writeP12 } from '../identity/p12.js'
 import { decodeOnePem } from '../identity/pem.js'
 import type { Agent } from './agent.js'
 import { label, readArguments, text } from './arguments.js'
@@ -28,6 +27,8 @@ export function exportOperations (agent: Agent): Pick<OperationTable, 'export-cl
         const device = deviceIdOf(spkiOf(privateKey))
         const certificate = await keystore.withCaKey((caKey, ca) => issueClient({ ca, caKey, spki: spkiOf(privateKey), now: agent.life.renewal.now() }))
         const { user, userCa } = keystore.identity
+        // node-forge takes some 10 MiB, for what is done once in a while.
+        const { writeP12 } = await import('../identity/p12.js')
         const p12 = await writeP12({ key: privateKey, certificate, ca: userCa, name, passphrase })
         const { notBefore, notAfter } = readLeaf(decodeOnePem(certificate, 'CERTIFICATE'))
         await book.trustPeer({ device, user, name, relation: 'client', ca: userCa, addresses: [], certificate: { notBefore, notAfter } }, Object.fromEntries(databases.map(database => [database, 'read' as const])))

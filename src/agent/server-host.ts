@@ -8,7 +8,7 @@ import type { Logger } from '../core/log.js'
 import { launchServer, type Launched } from '../machine/launch.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import type { ServerCounts } from '../server/counts.js'
-import { startServer, type PatchcordServer } from '../server/server.js'
+import type { PatchcordServer } from '../server/server.js'
 
 /** The server as the agent sees it: a child process, or the same code in this one (for `Lab`). */
 export interface ServerHost {
@@ -42,6 +42,7 @@ const FIRST_RESTART_MS = 100
 const LONGEST_RESTART_MS = 30_000
 
 export async function hostInProcess ({ env, logger, clock }: ServerHostOptions): Promise<ServerHost> {
+  const { startServer } = await import('../server/server.js')
   const server: PatchcordServer = await startServer(await env(), { logger, clock })
   return { pid: undefined, addresses: server.addresses, update: part => server.update(part), counts: () => Promise.resolve(server.counts()), stop: () => server.stop() }
 }

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import './small-heap.js'
 import { main } from './main.js'
 
 // `patchcord up` under a path of its own, for AppArmor to hold it to apparmor/patchcord-agent: a profile on

@@ -49,14 +49,14 @@ export function launchServer ({ script, data, folder }: LaunchOptions): Launched
 
 const SETPRIV = ['/usr/bin/setpriv', '/bin/setpriv']
 
-/** Node's permission model, where this Node has it. Of what it may read it is told by folder. Its warning that it is an
- * experiment (Node 20) would reach the person. From Node 25 on it covers the network too, which the server is for. */
+/** Node's permission model, where this Node has it. Of what it may read it is told by folder. Its warning that it,
+ * or a part of it, is an experiment would reach the person. From Node 25 on it covers the network too, which the server is for. */
 export function permissionFlags (readable: readonly string[]): string[] {
   const has = (flag: string): boolean => process.allowedNodeEnvironmentFlags.has(flag)
-  const model = has('--permission') ? ['--permission'] : has('--experimental-permission') ? ['--experimental-permission', '--disable-warning=ExperimentalWarning'] : []
+  const model = has('--permission') ? ['--permission'] : has('--experimental-permission') ? ['--experimental-permission'] : []
   // Code that is loaded before every script (a debugger's, a test runner's) has needs that the model does not know.
   if (model.length === 0 || /--(?:import|require|loader|experimental-loader)\b|(?:^|\s)-r\b/.test(process.env['NODE_OPTIONS'] ?? '')) return []
-  return [...model, ...has('--allow-net') ? ['--allow-net'] : [], ...readable.map(folder => `--allow-fs-read=${folder.replace(/\/*$/, '/')}*`)]
+  return [...model, '--disable-warning=ExperimentalWarning', ...has('--allow-net') ? ['--allow-net'] : [], ...readable.map(folder => `--allow-fs-read=${folder.replace(/\/*$/, '/')}*`)]
 }
 
 function isExecutable (path: string): boolean {

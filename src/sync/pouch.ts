@@ -1,8 +1,6 @@
 import type { EventEmitter } from 'node:events'
 import type { Agent } from 'node:http'
-import http from 'pouchdb-adapter-http'
-import PouchCore from 'pouchdb-core'
-import replication from 'pouchdb-replication'
+import { createRequire } from 'node:module'
 
 // PouchDB over HTTP, as far as replication needs it. Its own types bring the DOM's globals with them.
 
@@ -35,7 +33,14 @@ interface PouchConstructor {
   replicate (source: PouchDatabase, target: PouchDatabase, options: object): Replication
 }
 
-const PouchDB = (PouchCore as PouchConstructor).plugin(http).plugin(replication)
+const require = createRequire(import.meta.url)
+let loaded: PouchConstructor | undefined
+
+/** PouchDB takes some 20 MiB: a device that receives nothing does not load it. */
+function pouch (): PouchConstructor {
+  loaded ??= (require('pouchdb-core') as PouchConstructor).plugin(require('pouchdb-adapter-http')).plugin(require('pouchdb-replication'))
+  return loaded
+}
 
 export interface HttpDatabaseOptions {
   readonly agent: Agent
@@ -55,11 +60,11 @@ export function openHttpDatabase (id: string, base: string, { agent, auth, signa
   // It also asks the server itself for a `uuid`, to name checkpoints after.
   const server = base.slice(0, base.lastIndexOf('/'))
   const locate = (to: string): string => to.startsWith(name) ? base + to.slice(name.length) : server + to.slice(PLACEHOLDER.length)
-  return new PouchDB(name, {
+  return new (pouch())(name, {
     skip_setup: true,
     ...auth === undefined ? {} : { auth },
     // PouchDB has a signal of its own for feeds.
-    fetch: (to: string, options: { signal?: AbortSignal }) => PouchDB.fetch(locate(to), { ...options, ...signal === undefined ? {} : { signal: options.signal === undefined ? signal : AbortSignal.any([signal, options.signal]) }, agent }),
+    fetch: (to: string, options: { signal?: AbortSignal }) => pouch().fetch(locate(to), { ...options, ...signal === undefined ? {} : { signal: options.signal === undefined ? signal : AbortSignal.any([signal, options.signal]) }, agent }),
   })
 }
 
@@ -69,5 +74,5 @@ export function replicate (source: PouchDatabase, target: PouchDatabase, options
   const info = source.info.bind(source)
   let known: Awaited<ReturnType<PouchDatabase['info']>> | undefined
   source.info = async () => known ??= await info()
-  return PouchDB.replicate(source, target, options)
+  return pouch().replicate(source, target, options)
 }
