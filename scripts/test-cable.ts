@@ -81,7 +81,7 @@ class Box {
     createInterface({ input: child.stderr! }).on('line', line => {
       this.#log = `${this.#log}${line}\n`.slice(-200_000)
       // The log of the open port: what others asked of this machine.
-      if (line.includes('"read many documents"')) this.served += (JSON.parse(line) as { bytes?: number }).bytes ?? 0
+      if (line.includes('"read many documents in ')) this.served += (JSON.parse(line) as { bytes?: number }).bytes ?? 0
     })
     await new Promise<void>((resolve, reject) => {
       createInterface({ input: child.stdout! }).on('line', line => {
