@@ -1,5 +1,10 @@
 import { randomBytes } from 'node:crypto'
-import t from 'tap'
+import { once } from 'node:events'
+import { writeFile } from 'node:fs/promises'
+import { createServer } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
 import { Lab, type LabDevice } from '../src/testing.js'
 import type { DeviceId } from '../src/core/ids.js'
 import { askPeer } from '../src/sync/peer-agent.js'
@@ -142,4 +147,69 @@ await t.test('where there is no room, pulling pauses, says so, and goes on when 
   await lab.until('the rest', () => has(friend, '/bulk/doc39'))
   await t.rejects(friend.call('quota', { bytes: 1 }), { code: 'usage' })
   await t.rejects(friend.call('quota', { device: 'nobody' }), { code: 'not-found' })
+})
+
+/** A CouchDB that answers what it likes: behind the open port of a device that was paired, and so the whole of a peer
+ * that turned. `rows` are announced, `answer` is what `_bulk_get` says whatever was asked. */
+async function hostileCouch (t: Test, rows: ReadonlyArray<{ id: string, rev: string }>, answer: readonly object[]): Promise<{ url: string, asked: string[] }> {
+  const asked: string[] = []
+  const http = createServer((request, response) => {
+    let body = ''
+    request.setEncoding('utf8').on('data', (chunk: string) => { body += chunk }).on('end', () => {
+      const { pathname, searchParams } = new URL(request.url!, 'http://x')
+      const say = (value: unknown, status = 200): void => { response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify(value)) }
+      if (pathname === '/_all_dbs') return say(['theirs'])
+      if (pathname === '/_session') return say({ ok: true, userCtx: { name: 'u', roles: [] } })
+      if (pathname.endsWith('/_bulk_get')) {
+        asked.push(...(JSON.parse(body) as { docs: Array<{ id: string }> }).docs.map(({ id }) => id))
+        return say({ results: answer })
+      }
+      if (pathname.endsWith('/_changes')) {
+        if (searchParams.get('since') === '0') return say({ results: rows.map(({ id, rev }, at) => ({ seq: at + 1, id, changes: [{ rev }] })), last_seq: rows.length, pending: 0 })
+        // A long-poll that waits until its client goes.
+        if (searchParams.get('feed') !== 'longpoll') say({ results: [], last_seq: rows.length, pending: 0 })
+        return
+      }
+      if (request.method === 'PUT') return say({ ok: true, id: '_local/x', rev: '0-1' }, 201)
+      if (pathname.includes('/_local/')) return say({ error: 'not_found', reason: 'missing' }, 404)
+      return say({ couchdb: 'Welcome', version: '3.5.0', uuid: 'u', db_name: 'theirs', update_seq: rows.length, doc_count: rows.length, sizes: { file: 0 } })
+    })
+  }).listen({ host: '::1', port: 0 })
+  await once(http, 'listening')
+  t.teardown(() => {
+    http.closeAllConnections()
+    http.close()
+  })
+  return { url: `http://[::1]:${(http.address() as AddressInfo).port}`, asked }
+}
+
+await t.test('a whole hostile device: nothing unasked, no design document and no absurd revision arrives', async t => {
+  const hash = (letter: string): string => letter.repeat(32)
+  const made = (id: string, rev: string, revisions: object = { start: Number(rev.split('-')[0]), ids: [rev.split('-')[1]] }): object => ({ id, docs: [{ ok: { _id: id, _rev: rev, _revisions: revisions, text: 'hostile' } }] })
+  const rows = [
+    { id: 'honest', rev: `1-${hash('a')}` }, { id: '_design/evil', rev: `1-${hash('b')}` }, { id: '_local/evil', rev: `1-${hash('b')}` },
+    { id: 'switched', rev: `1-${hash('c')}` }, { id: 'empty', rev: `1-${hash('c')}` }, { id: 'short', rev: `3-${hash('c')}` },
+  ]
+  const { url, asked } = await hostileCouch(t, rows, [
+    made('honest', `1-${hash('a')}`), made('_design/evil', `1-${hash('b')}`), made('_local/evil', `1-${hash('b')}`), made('unannounced', `1-${hash('a')}`),
+    made('switched', `99999999999-${hash('d')}`), made('switched', `1-${hash('e')}`), made('switched', `1-${hash('c')}`, { start: 1, ids: [hash('f')] }),
+    made('precious', `999-${hash('f')}`), made('short', `3-${hash('c')}`, { start: 4, ids: [hash('c')] }),
+    { id: 'honest', docs: [{ ok: { _id: 'smuggled', _rev: `1-${hash('a')}` } }, { ok: { _id: 'honest', _rev: `2-${hash('a')}`, _deleted: true } }] },
+  ])
+  const credentialsFile = join(t.testdir({}), 'login.json')
+  await writeFile(credentialsFile, '{"username":"u","password":"p"}', { mode: 0o600 })
+  const enemy = await lab.device({ user: 'u3', name: 'enemy', couch: { url, credentialsFile } })
+  await lab.pair(laptop, enemy)
+  await enemy.call('share', { database: 'theirs', with: 'laptop', write: true })
+  await lab.until('the offer', async () => (await laptop.call('shares', {})).shares.some(({ database }) => database === 'theirs'))
+  await laptop.call('db-create', { name: 'mine' })
+  const { value } = await laptop.db('PUT', '/mine/precious', { text: 'mine' })
+  await laptop.call('accept', { peer: 'enemy', database: 'theirs', as: 'mine', merge: true })
+  await lab.until('the honest document', () => has(laptop, '/mine/honest'))
+  await lab.until('the pull being through', async () => /^(?:in sync|failed)/.test((await received(laptop, 'enemy', 'mine'))!.state))
+  const { rows: found } = (await laptop.db('GET', '/mine/_all_docs?conflicts=true&include_docs=true')).value as { rows: Array<{ id: string, value: { rev: string }, doc: { _conflicts?: string[] } }> }
+  t.strictSame(found.map(({ id, value: { rev }, doc }) => [id, rev, doc._conflicts]), [['honest', `1-${hash('a')}`, undefined], ['precious', (value as { rev: string }).rev, undefined]])
+  for (const id of ['_design/evil', '_local/evil', 'smuggled', 'unannounced']) t.equal((await laptop.db('GET', `/mine/${id}`)).status, 404, id)
+  t.notOk(asked.some(id => id.startsWith('_')), 'what must not come in is not even asked for')
+  for (const database of await laptop.agent.couch.databases()) t.equal((await laptop.db('GET', `/${database}/_design/evil`)).status, 404, database)
 })

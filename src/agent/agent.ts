@@ -28,9 +28,10 @@ import { Conflicts } from './conflicts.js'
 import { CouchClient, readLogin, type CouchLogin } from './couch-client.js'
 import { hostEmbedded, type CouchHost } from './couch-host.js'
 import { useCouch } from './couch-own.js'
+import { CouchReplicator } from './couch-replication.js'
 import { readAdministrator } from './couch-setup.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
-import { startBridge, type Bridge } from '../sync/bridge.js'
+import { startBridge, type Bridge, type BridgeToken } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
 import { NO_MAIL, writeMail } from './mail.js'
 import { renderMetrics } from './metrics.js'
@@ -55,6 +56,8 @@ export interface AgentOptions {
   readonly listen?: Address
   /** A CouchDB to use instead of the embedded one, and the file with its login. */
   readonly couch?: { readonly url: string, readonly credentialsFile: string }
+  /** Who pulls: this process, or the CouchDB named by `couch`. */
+  readonly replication?: 'agent' | 'couchdb'
   readonly name?: string
   readonly allowRouted?: boolean
   readonly limits?: Partial<Limits>
@@ -103,6 +106,7 @@ export class Agent {
   readonly #accounts: AccountBook
   readonly #resources: Resources
   #settings: Settings
+  #replicator: CouchReplicator | undefined
   #couch!: CouchHost
   #server!: ServerHost
   #pairing!: Pairing
@@ -131,8 +135,17 @@ export class Agent {
     this.#accounts = new AccountBook(settings.programPassword)
     this.events.setMaxListeners(0)
     const couch = (): CouchHost => this.#couch
+    const replicator = options.replication === 'couchdb'
+      ? new CouchReplicator(keystore.identity.device, {
+        clock, logger,
+        couch: () => this.#couch.client,
+        bridgeUrl: () => this.#bridge.url,
+        setTokens: tokens => { this.#bridge.setTokens([this.#bridgeToken, ...tokens]) },
+      })
+      : undefined
+    this.#replicator = replicator
     this.peers = new Peers({
-      book, clock, logger,
+      book, clock, logger, replicator,
       conflicts: database => this.conflicts.count(database),
       checkRoom: (device, bytes) => this.room.check(device, bytes),
       isRevoked: device => this.#revoked.has(device),
@@ -232,6 +245,8 @@ export class Agent {
   get listen (): ListenInfo[] {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
   }
+
+  get #bridgeToken (): BridgeToken { return { token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' } }
 
   /** What the databases received from a device may fill (bytes), or undefined where it has no quota. */
   quotaOf (device: DeviceId): number | undefined {
@@ -389,6 +404,15 @@ export class Agent {
     this.#resources.add(() => this.#server.stop())
     if (!isHalted && this.#options.listen === undefined) await this.#keep({ port: this.#server.addresses[0]!.port })
 
+    if (this.#replicator !== undefined && this.#couch.kind === 'embedded') throw new PatchcordError('usage', 'the embedded database has no scheduler of its own', { hint: 'name a CouchDB with --couch, or leave --replication out' })
+    await this.#replicator?.clear()
+    this.#bridge = await patiently(patience, () => startBridge({
+      port: this.#settings.bridgePort ?? 0, logger, clock,
+      tokens: [this.#bridgeToken],
+      peerAgent: device => this.peers.peer(device)?.link.agent,
+    }))
+    this.#resources.add(() => this.#bridge.stop())
+    await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
     const gaps = watchForGaps(clock, () => { this.peers.woke() })
@@ -399,13 +423,6 @@ export class Agent {
     this.#resources.add(() => this.#pairing.stop())
     await this.#pairing.mending.start()
     this.lookForKnown()
-    this.#bridge = await patiently(patience, () => startBridge({
-      port: this.#settings.bridgePort ?? 0, logger, clock,
-      tokens: [{ token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' }],
-      peerAgent: device => this.peers.peer(device)?.link.agent,
-    }))
-    this.#resources.add(() => this.#bridge.stop())
-    await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     this.downloads.goOn(id => this.sources.later(id), (id, { givers }) => this.#following.fetched(id, givers))
     const control = new ControlServer(home.socket, operationsOf(this), logger, { metrics: () => renderMetrics(this) })
     await control.listen()

@@ -9,6 +9,7 @@ import type { PeerCredentials } from '../sync/peer-agent.js'
 import { PeerLink } from '../sync/peer-link.js'
 import type { MailOrigin } from '../sync/restricted-mail.js'
 import { Pull } from '../sync/pull.js'
+import type { CouchReplicator } from './couch-replication.js'
 import { NO_MAIL, parseMail, type PeerMail } from './mail.js'
 import { Receiving, type Wanted } from './receiving.js'
 import type { KnownDevice, TrustBook } from './trust-book.js'
@@ -24,6 +25,8 @@ export interface PeersOptions {
   readonly syncLogin: (known: KnownDevice) => { username: string, password: string }
   /** Makes a local database where it is missing. */
   readonly createDatabase: (name: DatabaseName) => Promise<void>
+  /** CouchDB's own scheduler, where that pulls instead of this process. */
+  readonly replicator?: CouchReplicator | undefined
   readonly clock: Clock
   readonly logger: Logger
   /** Throws `disk-full` where there is no room for so many bytes more from a device. */
@@ -135,7 +138,7 @@ export class Peer {
       wanted: () => this.#wanted(),
       accepted: () => options.book.accepted.filter(({ peer }) => peer === device),
       isConnected: () => this.link.connected,
-      begin: ({ database, as }, listeners) => new Pull({
+      begin: ({ database, as }, listeners) => options.replicator?.begin(device, { database, as }, options.syncLogin(this.#known()), () => options.checkRoom(device, 0), listeners) ?? new Pull({
         source: { device, database, agent: this.link.agent },
         target: { url: options.couch.url, database: as, agent: options.couch.agent, ...options.syncLogin(this.#known()) },
         checkRoom: bytes => options.checkRoom(device, bytes),

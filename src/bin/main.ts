@@ -17,10 +17,11 @@ function crash (error: unknown, logger: Logger): never {
 }
 
 const startService: StartService = async ({ home }, options) => {
-  const { listen, couch, couchCredentialsFile, allowRouted = false, discovery = true, name, logLevel = 'info' } = options
+  const { listen, couch, couchCredentialsFile, allowRouted = false, discovery = true, name, logLevel = 'info', replication = 'agent' } = options
   const { createLogger, LogTail, LOG_LEVELS } = await import('../core/log.js')
   if (!LOG_LEVELS.includes(logLevel as LogLevel)) throw new PatchcordError('usage', '--log-level takes none of that name', { hint: `write one of ${LOG_LEVELS.join(', ')}` })
   if ((couch === undefined) !== (couchCredentialsFile === undefined)) throw new PatchcordError('usage', '--couch and --couch-credentials-file go together', { hint: 'give both' })
+  if (replication !== 'agent' && replication !== 'couchdb') throw new PatchcordError('usage', '--replication takes none of that name', { hint: 'write agent or couchdb' })
   const address = listen === undefined ? undefined : parseAddress(listen)
   if (address !== undefined && !isIPv6(address.host)) throw new PatchcordError('usage', `--listen takes an IPv6 address, not ${address.host}`, { hint: 'write [::]:4984, [::1]:4984 or [fe80::1%eth0]:4984' })
   // Only `up` needs all of it: other commands answer sooner without.
@@ -31,7 +32,7 @@ const startService: StartService = async ({ home }, options) => {
   process.on('uncaughtException', error => { crash(error, logger) })
   const notifier = createNotifier(process.env, logger)
   const agent = await Agent.start({
-    home, allowRouted, discovery, logLevel: logLevel as LogLevel,
+    home, allowRouted, discovery, replication, logLevel: logLevel as LogLevel,
     ...address === undefined ? {} : { listen: address },
     ...couch === undefined || couchCredentialsFile === undefined ? {} : { couch: { url: couch, credentialsFile: couchCredentialsFile } },
     ...name === undefined ? {} : { name },

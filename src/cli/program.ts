@@ -74,6 +74,7 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .option('--listen <host:port>', 'where the open port listens (default: [::]:4984, or a free port that is then kept)')
     .option('--couch <url>', 'use this CouchDB on loopback instead of the embedded database')
     .option('--couch-credentials-file <path>', 'its login: {"username","password"}, readable by you alone')
+    .option('--replication <engine>', 'who pulls: agent (this service), or couchdb (the scheduler of the one given with --couch)', 'agent')
     .option('--no-discovery', 'do not look for devices on the network')
     .option('--allow-routed', 'let clients in that are not on a link of this machine')
     .option('--name <label>', 'what this device is called')

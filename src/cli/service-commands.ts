@@ -8,6 +8,7 @@ export interface UpOptions {
   readonly listen?: string
   readonly couch?: string
   readonly couchCredentialsFile?: string
+  readonly replication?: string
   readonly allowRouted?: boolean
   readonly discovery?: boolean
   readonly name?: string

@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import type { Agent } from 'node:http'
 import type { Clock } from '../core/clock.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
@@ -47,6 +48,8 @@ export class Pull {
     this.source = options.source
     this.target = options.target
     this.#options = options
+    // As many listen as there are requests.
+    setMaxListeners(0, this.#abort.signal)
     this.#rate = new Rate(options.clock)
     const { source, target, logger } = options
     // Both are named without address or port, so that checkpoints outlive a new one.

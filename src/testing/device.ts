@@ -11,6 +11,8 @@ export interface LabDeviceOptions {
   /** Whose device it is: devices of one user share a CA. */
   readonly user: string
   readonly name: string
+  /** Whether its CouchDB pulls by itself. */
+  readonly replication?: AgentOptions['replication']
   /** Limits of its open port that differ from the defaults. */
   readonly limits?: AgentOptions['limits']
   /** A CouchDB in the place of the embedded database. */
@@ -51,7 +53,7 @@ export class LabDevice {
   get couch (): { url: string, username: string, password: string } { return { url: this.agent.couch.url, ...this.agent.programLogin } }
 
   async start (): Promise<void> {
-    const { limits, couch } = this.#options
+    const { limits, couch, replication } = this.#options
     this.#agent = await Agent.start({
       home: this.home, name: this.name, inProcess: true,
       // Links are the test's: devices of one lab, or of two, must not find each other by themselves.
@@ -59,6 +61,7 @@ export class LabDevice {
       listen: { host: '::1', port: this.#port },
       ...limits === undefined ? {} : { limits },
       ...couch === undefined ? {} : { couch },
+      ...replication === undefined ? {} : { replication },
     }, { logger: this.#logger, clock: this.#clock })
     this.#port = this.#agent.addresses[0]?.port ?? 0
   }
