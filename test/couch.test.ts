@@ -210,6 +210,23 @@ void t.test('who writes on is told, and the connection is closed', async t => {
   t.match(received, /\r\nconnection: close\r\n/i)
 })
 
+void t.test('an entry has so many checkpoints in a database', async t => {
+  let status = '201 Created'
+  const { upstream, gate } = await stand(t, socket => { socket.write(`HTTP/1.1 ${status}\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}`) }, { limits: { checkpoints: 3 } })
+  const put = async (id: string, database = 'db'): Promise<number> => (await ask(gate, { method: 'PUT', path: `/couch/${database}/_local/${id}`, body: '{"n":1}' })).status
+  status = '409 Conflict'
+  t.equal(await put('refused'), 409, 'what CouchDB refuses does not count')
+  status = '201 Created'
+  for (const id of ['a', 'b', 'c']) t.equal(await put(id), 201, id)
+  const sent = upstream.requests.length
+  t.equal(await put('d'), 429, 'one more is refused')
+  t.equal(upstream.requests.length, sent, 'and upstream does not hear of it')
+  t.equal(await put('a'), 201, 'those that are there are written again')
+  t.equal(await put(encodeURIComponent(`${own.checkpoints}-a`)), 201, 'by either of their names')
+  t.equal(await put('d', 'other'), 201, 'another database has a count of its own')
+  t.equal((await ask(gate, { path: '/couch/db/_local/e' })).status, 201, 'reading costs nothing')
+})
+
 void t.test('no body goes up with a DELETE', async t => {
   const smuggled = 'DELETE /db HTTP/1.1\r\nHost: x\r\n\r\n'
   const text = `DELETE /couch/db/doc?rev=1-a HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n${smuggled.length.toString(16)}\r\n${smuggled}\r\n0\r\n\r\n`

@@ -54,6 +54,10 @@ async function fakePeer (t: Test, files: Record<string, Buffer>): Promise<FakePe
     const start = Number(range?.[1] ?? 0)
     const end = Math.min(file.length, Number(range?.[2] ?? file.length - 1) + 1)
     for (let leaf = Math.floor(start / LEAF_BYTES); leaf * LEAF_BYTES < end; leaf++) peer.asked.push(leaf)
+    if (range !== null && start >= file.length) {
+      response.writeHead(416, { 'Content-Range': `bytes */${file.length}`, 'Content-Length': 0 }).end()
+      return
+    }
     let bytes: Buffer = Buffer.from(file.subarray(start, end))
     if (peer.spoil !== undefined) bytes = peer.spoil(bytes, start)
     if (file.length === 0) response.writeHead(200, { 'Content-Length': 0 })

@@ -49,7 +49,7 @@ async function share (database: string, write = false): Promise<void> {
 await t.test('own devices fetch everything, with its record; peers what they ask for', async t => {
   await share('album')
   const bytes = [randomBytes(10), randomBytes(2_500_000)]
-  const ids = [await add(laptop, bytes[0]!, 'album'), await add(laptop, bytes[1]!, 'album')]
+  const ids = [await add(laptop, bytes[0]!, 'album'), await add(laptop, bytes[1]!, 'album'), await add(laptop, Buffer.alloc(0), 'album')]
   for (const id of ids) await lab.until('the file on the desktop', async () => await has(desktop, id) && (await records(desktop, id)).includes('album'))
   await lab.until('nothing missing', async () => await missing(desktop, 'laptop') === 0)
   await lab.until('the document at the friend', async () => (await friend.db('GET', `/album/${ids[1]}`)).status === 200)

@@ -32,9 +32,11 @@ await t.test('own by a code: certificates, databases, and nothing of it before t
   const alone = (await desktop.call('identity', {})).user
   await t.rejects(laptop.call('pair-open', { yes: true }), { code: 'usage', message: /needs the relation/ })
 
+  await t.rejects(laptop.call('pair-open', { as: 'own', yes: true, share: ['nothing'] }), { code: 'not-found', message: /no database nothing/ })
   const asked: Array<{ name: string, wants: string }> = []
   const window = await open(lab, laptop, {}, request => {
     asked.push({ name: request.name, wants: request.wants })
+    t.match(request, { becomes: 'ours', loses: [] })
     return 'own'
   })
   t.match(window.code, /^\d{6}$/)
@@ -97,6 +99,17 @@ await t.test('peers by a link, with what is offered; refusals of every kind chan
   await t.rejects(bob.call('pair-join', { invitation: own.link, as: 'own', yes: true, at: own.at }), { code: 'refused' })
   await own.done.catch(() => undefined)
   t.match((await bob.call('devices', {})).devices[1], { name: 'anna', relation: 'peer' })
+
+  // What he would lose is named before he says yes.
+  const carol = await lab.device({ user: 'u3', name: 'carol' })
+  const taking = await open(lab, carol, { as: 'own', yes: true, linkOnly: true })
+  const told: PairEvent[] = []
+  await t.rejects(bob.call('pair-join', { invitation: taking.link, as: 'own', at: taking.at, replaceUser: true }, event => {
+    told.push(event)
+    if (event.event === 'request') void bob.call('pair-answer', { request: event.request, relation: null })
+  }), { code: 'refused', message: 'you said no' })
+  t.match(told, [{ event: 'request', name: 'carol', becomes: 'theirs', loses: ['anna'] }])
+  await taking.done.catch(() => undefined)
 })
 
 /** A pairing by link whose cable is pulled when message `at` comes by. */

@@ -91,6 +91,8 @@ async function opened (child: ChildProcess, port: number, filePath: string): Pro
 const LIMITS = {
   ...DEFAULT_LIMITS,
   handshakes: 20_000, acceptsPerSecond: 1_000_000, acceptBurst: 1_000_000, connectionsPerEntry: 20_000, requestsPerEntry: 20_000,
+  // Ten thousand connections are not opened in the 75 s that the first of them may rest.
+  idleMs: 3_600_000,
 }
 
 export interface PatchcordChanges { readonly whitelist?: readonly object[], readonly grants?: Readonly<Record<string, object>> }

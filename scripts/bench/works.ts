@@ -1,11 +1,15 @@
 import type { Prepared } from './work.js'
+import { attachments, documents } from './works/couch.js'
+import { decision } from './works/decision.js'
 import { importing } from './works/import.js'
 import { handshakes, manyClients, oneFile, reads } from './works/port.js'
+import { admission, idleConnections, idleDevice } from './works/standing.js'
 import { manySmall, oneLarge } from './works/transfer.js'
 
 /** Every work, those with goals first. */
 export const WORKS: readonly Prepared[] = [
-  oneFile, manyClients, handshakes('handshake'), oneLarge, manySmall, reads(16), handshakes('reconnect'), reads(1), reads(256), importing,
+  oneFile, manyClients, handshakes('handshake'), oneLarge, manySmall, reads(16), documents, attachments, decision, admission,
+  handshakes('reconnect'), reads(1), reads(256), importing, idleConnections, idleDevice,
 ]
 
 /** The programs that are measured beside patchcord, or that measure. */

@@ -62,7 +62,7 @@ export class Pairing {
     if (yes && as === undefined) throw new PatchcordError('usage', '--yes needs the relation', { hint: 'say --as own (one person\'s devices) or --as peer (two people\'s)' })
     if (this.#window !== undefined) throw new PatchcordError('too-many', 'a pairing window is open already', { hint: 'end it, or use its code' })
     const agent = this.#agent
-    const host = await this.#host(offered(share), false, (other, question) => yes ? Promise.resolve(as) : this.#ask(other, question, emit))
+    const host = await this.#host(this.#offered(share), false, (other, question) => yes ? Promise.resolve(as) : this.#ask(other, question, emit))
     const window = await PairingWindow.open({
       ...host,
       charges: this.#charges,
@@ -80,7 +80,7 @@ export class Pairing {
       const { pair, confirmed } = await window.done
       if (pair !== undefined) await agent.serially(() => confirmed ? this.mending.confirmed(pair.other.device) : this.mending.lost(pair.other.device))
       if (pair === undefined) throw new PatchcordError('not-paired', 'the pairing window ended without a pair')
-      return this.#paired(pair)
+      return this.#paired(pair, confirmed || !this.mending.isUnconfirmed(pair.other.device))
     } finally {
       silence()
       signal.removeEventListener('abort', close)
@@ -95,7 +95,7 @@ export class Pairing {
     const addresses = given.length > 0 ? given : invitation.kind === 'link' ? dialable(invitation.link.addresses) : await this.#agent.findWindows()
     if (addresses.length === 0) throw new PatchcordError('unreachable', 'no pairing window was found', { hint: 'give its address with --at, or use the link that the other device shows' })
     const host: InitiatorHost = {
-      ...await this.#host(offered(share), replaceUser, (other, question) => yes ? Promise.resolve(other.relation) : this.#ask(other, question, emit)),
+      ...await this.#host(this.#offered(share), replaceUser, (other, question) => yes ? Promise.resolve(other.relation) : this.#ask(other, question, emit)),
       pending: this.#pending,
       spent: this.#spent,
       requests: async () => decodePem(await this.#agent.keystore.request()).map(({ der }) => der),
@@ -126,8 +126,23 @@ export class Pairing {
       const withdrawn = (): void => { settle(undefined) }
       this.#questions.set(request, settle)
       question.addEventListener('abort', withdrawn)
-      emit({ event: 'request', request, name: other.name, device: other.device, user: other.user, wants: other.relation, offers: Object.fromEntries(other.databases) })
+      emit({ event: 'request', request, name: other.name, device: other.device, user: other.user, wants: other.relation, offers: Object.fromEntries(other.databases), ...this.#effect(other) })
     })
+  }
+
+  /** What a yes does besides trusting: whose signing requests came along is the one that changes hands. */
+  #effect (other: Other): { becomes: 'theirs' | 'ours' | null, loses: string[] } {
+    const { book, keystore } = this.#agent
+    if (other.relation === 'peer' || other.user === keystore.identity.user) return { becomes: null, loses: [] }
+    return other.requests.length > 0 ? { becomes: 'ours', loses: [] } : { becomes: 'theirs', loses: [...book.known.values()].map(({ name }) => cut(name)) }
+  }
+
+  /** What is offered, each a database that is there. */
+  #offered (share: readonly string[]): ReadonlyMap<DatabaseName, Access> {
+    const entries = share.map(text => parseShare(text, parseDatabaseName))
+    for (const [name] of entries) if (!this.#agent.databases.includes(name)) throw new PatchcordError('not-found', `there is no database ${name} here`, { hint: `make it: patchcord db create ${name}` })
+    // The record names databases in the order of their names (pairing/messages.ts).
+    return new Map(entries.toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0))
   }
 
   async #host (databases: ReadonlyMap<DatabaseName, Access>, replaceUser: boolean, confirm: PairingHost['confirm']): Promise<PairingHost> {
@@ -167,7 +182,7 @@ export class Pairing {
     // Whose requests came along is the one that joins, and becomes ours.
     if (other.requests.length > 0) {
       if (!hasCaKey) return 'this device does not hold the user CA: open the window on the one that does'
-      return known?.relation === 'peer' ? `it is known as ${cut(known.name)}, somebody else's device: revoke it first` : undefined
+      return known?.relation === 'peer' ? `it is known as ${cut(known.name)}, somebody else's device: revoke it here, and give it a fresh key there (patchcord identity renew-key)` : undefined
     }
     if (other.user === user || replaceUser || book.known.size === 0) return undefined
     return `this device knows ${book.known.size} other${book.known.size === 1 ? '' : 's'} (${[...book.known.values()].map(({ name }) => cut(name)).join(', ')}), whose trust would be lost: say --replace-user`
@@ -220,9 +235,9 @@ export class Pairing {
     }
   }
 
-  #paired ({ relation, other }: Pair): Paired {
+  #paired ({ relation, other }: Pair, confirmed = true): Paired {
     const known = this.#agent.book.known.get(other.device)
-    return { device: other.device, user: known?.user ?? other.user, name: known?.name ?? other.name, relation }
+    return { device: other.device, user: known?.user ?? other.user, name: known?.name ?? other.name, relation, confirmed }
   }
 }
 
@@ -247,9 +262,3 @@ function rememberable (at: Address): Address[] {
 }
 
 const derOf = (pem: string): Buffer => decodePem(pem)[0]!.der
-
-function offered (share: readonly string[]): ReadonlyMap<DatabaseName, Access> {
-  const entries = share.map(text => parseShare(text, parseDatabaseName))
-  // The record names databases in the order of their names (pairing/messages.ts).
-  return new Map(entries.toSorted(([a], [b]) => a < b ? -1 : a > b ? 1 : 0))
-}

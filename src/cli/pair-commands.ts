@@ -33,6 +33,7 @@ export async function pair (context: Context, invitation: string | undefined, op
   }
   output.object({ event: 'paired', ...paired })
   output.line(paired.relation === 'own' ? `paired: "${paired.name}" and this device belong to the same person` : `paired: "${paired.name}" is trusted as somebody else's device`)
+  if (!paired.confirmed) output.line('it has not said yet that it has the pair, too: `patchcord devices` calls it unconfirmed until it does')
   if (paired.relation === 'peer') output.line(`next: patchcord share <database> --with "${paired.name}"`)
 }
 
@@ -67,12 +68,14 @@ function showWindow ({ output }: Context, { code, link, addresses }: Extract<Pai
   output.line(renderUnicodeCompact(link))
 }
 
-async function confirm ({ io, output }: Context, { name, device, user, wants, offers }: Extract<PairEvent, { event: 'request' }>, as: 'own' | 'peer' | undefined): Promise<'own' | 'peer' | null> {
+async function confirm ({ io, output }: Context, { name, device, user, wants, offers, becomes, loses }: Extract<PairEvent, { event: 'request' }>, as: 'own' | 'peer' | undefined): Promise<'own' | 'peer' | null> {
   output.line(`"${name}" proved the code and wants to be ${wants === 'own' ? 'a device of the same person' : 'trusted as somebody else\'s device'}`)
   output.line(`  device ${device}`)
   output.line(`  user   ${user}`)
   for (const [database, access] of Object.entries(offers)) output.line(`  offers ${database} (${access})`)
-  if (wants === 'own') output.line('the device that joins will belong to the user of the other: everything on it becomes theirs')
+  if (becomes === 'theirs') output.line(`this device will belong to the person of "${name}": everything on it becomes theirs`)
+  if (becomes === 'ours') output.line(`"${name}" will belong to you, as this device does: everything on it becomes yours`)
+  if (loses.length > 0) output.line(`this device will no longer know, and not be trusted by: ${loses.join(', ')}`)
   if (as !== undefined && as !== wants) {
     output.line(`you said --as ${as}: refused`)
     return null

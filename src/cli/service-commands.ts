@@ -46,9 +46,9 @@ export async function status ({ client, output }: Context): Promise<void> {
   output.object(now)
   output.table([
     ['device', now.device], ['name', now.name],
-    ['reached at', now.addresses.join(', ') || 'no address: is a network up?'],
+    ['reached at', now.addresses.join(', ') || (now.stopped === null ? 'no address: is a network up?' : 'not reachable')],
     ['database', `${now.couch.url} (${now.couch.kind})`],
-    ['server', now.server.pid === null ? 'not running; it is being started again' : `process ${now.server.pid}`],
+    ['server', now.server.pid === null ? now.stopped === null ? 'not running; it is being started again' : 'stopped' : `process ${now.server.pid}`],
   ])
   if (now.stopped !== null) {
     output.line(`this device does not serve: ${now.stopped.reason}`)

@@ -192,11 +192,19 @@ export interface PairJoinArgs {
 
 export type PairEvent =
   | { event: 'window', code: string | null, link: string, expiresAt: string, addresses: ListenInfo[] }
-  /** Somebody who proved the secret; `pair-answer` with `request` is waited for unless `yes` was said. */
-  | { event: 'request', request: string, name: string, device: string, user: string, wants: 'own' | 'peer', offers: Record<string, 'read' | 'write'> }
+  /** Somebody who proved the secret; `pair-answer` with `request` is waited for unless `yes` was said. `becomes`: whose
+   * device this one, or that one, will be (`own` alone). `loses`: whose trust this one loses by it. */
+  | { event: 'request', request: string, name: string, device: string, user: string, wants: 'own' | 'peer', offers: Record<string, 'read' | 'write'>, becomes: 'theirs' | 'ours' | null, loses: string[] }
   | { event: 'failed', error: string, hint: string, attemptsLeft: number }
 
-export interface Paired { device: string, user: string, name: string, relation: 'own' | 'peer' }
+export interface Paired {
+  device: string
+  user: string
+  name: string
+  relation: 'own' | 'peer'
+  /** Whether the other device is known to have the pair, too. */
+  confirmed: boolean
+}
 
 export interface OfferedShare {
   peer: string

@@ -36,7 +36,7 @@ export const DEFAULT_LIMITS = {
   requestsPerEntry: 64,
   /** Feeds at once per whitelist entry: `_changes` that wait, and long-polls of `/mail`. */
   feedsPerEntry: 16,
-  /** Checkpoints (`_local` documents) per whitelist entry and database. Not enforced yet. */
+  /** Checkpoints (`_local` documents) per whitelist entry and database, written since the server started. */
   checkpoints: 64,
   /** Bytes of one checkpoint. */
   checkpointBytes: 65_536,

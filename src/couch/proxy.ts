@@ -10,6 +10,7 @@ import type { Principal } from '../policy/principal.js'
 import { couchPath, type CouchAction } from '../policy/route.js'
 import { UpstreamPools } from './agents.js'
 import { createBodyCheck } from './body-check.js'
+import { Checkpoints } from './checkpoints.js'
 import { boundedFeedQuery, isFeed } from '../policy/feed.js'
 import { requestHeaders } from '../policy/couch-headers.js'
 import type { UpstreamTarget } from './quiet-http-proxy.js'
@@ -57,6 +58,7 @@ export class CouchProxy {
   readonly #logger: Logger
   readonly #clock: Clock
   readonly #pools: UpstreamPools
+  readonly #checkpoints: Checkpoints
   readonly #transfers = new Set<Transfer>()
   #closed = false
 
@@ -67,10 +69,11 @@ export class CouchProxy {
     this.#logger = logger
     this.#clock = clock
     this.#pools = new UpstreamPools(this.#limits.feedsPerEntry)
+    this.#checkpoints = new Checkpoints(this.#limits.checkpoints)
   }
 
   /** Forwards one request and relays its answer. Rejects with PatchcordError while the response is not
-   * begun: what the body check refused, `unsupported-media`, `upstream-down`, `upstream-slow`, `refused`
+   * begun: what the body check refused, `unsupported-media`, `too-many` checkpoints, `upstream-down`, `upstream-slow`, `refused`
    * (CouchDB's own no), `stopped`. Once it is begun a failure destroys the client's connection, and the
    * promise says so in `cut`. A 404 of CouchDB's is answered here, in the gate's own bytes. */
   async forward ({ action, request, principal, credentials, body, response }: CouchExchange): Promise<Forwarded> {
@@ -88,11 +91,13 @@ export class CouchProxy {
       authorization: basicAuthorization(credentials),
       bodyForm: mayHaveBody ? row.body : 'none',
     })
+    const path = couchPath(action, query, principal.checkpoints)
+    const undoCount = mayHaveBody && row.body === 'checkpoint' ? this.#checkpoints.take(principal.entry, action.target.database ?? '', path) : () => undefined
     const pools = this.#pools.acquire(principal.entry)
     const transfer = new Transfer({
       target: this.#target,
       method: request.method,
-      path: couchPath(action, query, principal.checkpoints),
+      path,
       headers,
       agent: feed ? pools.feeds : pools.documents,
       pathForm: row.path,
@@ -100,9 +105,14 @@ export class CouchProxy {
       check: mayHaveBody ? createBodyCheck(row.body, this.#limits, principal.relation) : undefined,
     }, body, response, { limits: this.#limits, clock: this.#clock, logger: this.#logger })
     this.#transfers.add(transfer)
+    let status = 0
     try {
-      return await transfer.done
+      const forwarded = await transfer.done
+      status = forwarded.status
+      return forwarded
     } finally {
+      // What was cut may have been written; what was refused was not.
+      if (status >= 400 && status < 499) undoCount()
       this.#transfers.delete(transfer)
       this.#pools.release(principal.entry)
     }

@@ -74,7 +74,7 @@ export class PairingWindow {
   static async open (host: ResponderHost, { host: where = '::', withCode = true, addresses = ownAddresses }: WindowOptions = {}): Promise<PairingWindow> {
     const { wait } = host.charges
     if (withCode && wait > 0) {
-      throw new PatchcordError('too-many', `a code failed a moment ago: the next one may be shown in ${Math.ceil(wait / 1000)} s`, { hint: 'wait, or use the link alone, which nobody can guess' })
+      throw new PatchcordError('too-many', `a code failed a moment ago: the next one may be shown in ${Math.ceil(wait / 1000)} s`, { hint: 'wait, or show the link alone, which nobody can guess: patchcord pair --link-only' })
     }
     checkRecord(host)
     const tls = createTlsServer({ ...tlsOptions(await host.selfSigned()), requestCert: true, handshakeTimeout: STEP_MS })

@@ -4,7 +4,7 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import { databaseName, parseJson } from '../core/shape.js'
 import { giverOf, type Giver } from '../files/giver.js'
-import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
+import { checkLeaves, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
 import { FILE_SIZE_HEADER } from '../files/serve.js'
 import { askPeer, readBody } from './peer-agent.js'
 
@@ -52,9 +52,9 @@ export async function askLeaves (source: Source, id: ContentId, most: number, si
  * whole of a file of one leaf. Throws `not-found`, `verification`, `unreachable`. */
 export async function askFirst (source: Source, id: ContentId, signal: AbortSignal): Promise<{ size: number, bytes: Buffer }> {
   const { device } = source
-  const answer = await ask(source, `/files/${id}`, { Range: `bytes=0-${LEAF_BYTES - 1}` }, signal)
+  // No range of the empty file can be satisfied (RFC 9110 section 14.1.2), and only one ID is empty.
+  const answer = await ask(source, `/files/${id}`, id === EMPTY_ID ? {} : { Range: `bytes=0-${LEAF_BYTES - 1}` }, signal)
   const size = sizeIn(answer)
-  // An empty file has no ranges, and answers whole.
   if (size === undefined || (answer.statusCode === 200 && size > LEAF_BYTES)) {
     answer.destroy()
     throw new PatchcordError('verification', `device ${device} answers no range of ${id}`)

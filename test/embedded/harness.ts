@@ -128,18 +128,26 @@ interface PouchClass {
   plugin (plugin: unknown): PouchClass
   fetch (url: string, options: object): unknown
   new (name: string, options: object): ClientPouch
+  readonly prototype: object
 }
 
 const Pouch = (PouchCore as unknown as PouchClass)
-  .plugin(leveldb).plugin(http).plugin(replication)
+  .plugin(leveldb).plugin(http)
+// A second time it would throw: the product's own replication may have loaded it.
+if (!Object.hasOwn(Pouch.prototype, 'replicate')) Pouch.plugin(replication)
 
 export const localPouch = (folder: string): ClientPouch => new Pouch(folder, { adapter: 'leveldb' })
 
 /** PouchDB 9's own URL parser takes `[::1]` apart at its colons, so it is given a name and a fetch. */
 export function remotePouch (url: string, database: string, as: string): ClientPouch {
-  const fetch = (target: string, options: object): unknown => Pouch.fetch(target.replace('http://embedded.invalid', url), options)
   const { username, password } = ACCOUNTS.find(({ username }) => username === as)!
-  return new Pouch(`http://embedded.invalid/${encodeURIComponent(database)}`, { fetch, auth: { username, password } })
+  return pouchAt(url, database, { auth: { username, password } })
+}
+
+/** A database behind `base`, which may need an agent with a client certificate. */
+export function pouchAt (base: string, database: string, { agent, ...options }: { agent?: Agent, auth?: { username: string, password: string } }): ClientPouch {
+  const fetch = (target: string, options: object): unknown => Pouch.fetch(target.replace('http://database.invalid', base), agent === undefined ? options : { ...options, agent })
+  return new Pouch(`http://database.invalid/${encodeURIComponent(database)}`, { fetch, skip_setup: true, ...options })
 }
 
 /** A generator of numbers that a seed determines (mulberry32). */
