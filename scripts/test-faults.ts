@@ -1,7 +1,6 @@
-// All faults of downloads, of pairing and of state on real processes: `npm run test:faults [downloads|pairing|state] [seed]`.
-// The downloads take about half an hour, the others ten minutes each; the samples in `npm test`
-// (test/download-faults.test.ts, test/pairing-faults.test.ts, test/state-faults.test.ts) run the same code. Exits 1 if
-// anything went wrong.
+// All faults on real processes: `npm run test:faults [state|downloads|pairing] [seed]`. State and downloads take about
+// half an hour each, the pairings ten minutes; the samples in `npm test` run the same code
+// (test/state-faults.test.ts, test/download-faults.test.ts, test/pairing-faults.test.ts). Exits 1 if anything went wrong.
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -15,7 +14,7 @@ import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-fault
 const KILLS = 200
 const LEAVES = 192
 const args = process.argv.slice(2)
-const parts = args.filter(arg => arg === 'downloads' || arg === 'pairing' || arg === 'state')
+const parts = args.filter(arg => arg === 'state' || arg === 'downloads' || arg === 'pairing')
 let seed = Number(args.find(arg => /^\d+$/.test(arg)) ?? 1)
 /** mulberry32: the moments can be had again by the seed. */
 const random = (): number => {
@@ -28,6 +27,23 @@ let failed = 0
 const say = (isGood: boolean, what: string): void => {
   if (!isGood) failed += 1
   process.stdout.write(`${isGood ? 'ok' : 'NOT OK'}  ${what}\n`)
+}
+
+/** kill -9 of each process while state is written. */
+async function faultState (): Promise<void> {
+  const states = await startStateWorld(mkdtempSync(join(tmpdir(), 'pcs-')))
+  for (let run = 1; run <= KILLS; run++) {
+    const victim = VICTIMS[Math.floor(random() * VICTIMS.length)]!
+    const delay = Math.floor(random() * 600)
+    try {
+      const { right, what } = await killWhileWriting(states, victim, delay, run)
+      say(right, `kill -9 ${run} of the ${victim} after ${delay} ms: ${what}`)
+    } catch (error) {
+      say(false, `kill -9 ${run} of the ${victim} after ${delay} ms: ${String(error)}`)
+      if (states.laptop.service === undefined) await states.laptop.start()
+    }
+  }
+  await states.laptop.stop()
 }
 
 async function faultDownloads (): Promise<void> {
@@ -83,23 +99,6 @@ async function faultPairing (): Promise<void> {
   }
   rmdirSync(folder)
   process.stdout.write(`${PAIRING_KILLS.length} kills during a pairing: ${JSON.stringify(ends)}\n`)
-}
-
-/** kill -9 of each process while state is written. */
-async function faultState (): Promise<void> {
-  const states = await startStateWorld(mkdtempSync(join(tmpdir(), 'pcs-')))
-  for (let run = 1; run <= KILLS; run++) {
-    const victim = VICTIMS[Math.floor(random() * VICTIMS.length)]!
-    const delay = Math.floor(random() * 600)
-    try {
-      const { right, what } = await killWhileWriting(states, victim, delay, run)
-      say(right, `kill -9 ${run} of the ${victim} after ${delay} ms: ${what}`)
-    } catch (error) {
-      say(false, `kill -9 ${run} of the ${victim} after ${delay} ms: ${String(error)}`)
-      if (states.laptop.service === undefined) await states.laptop.start()
-    }
-  }
-  await states.laptop.stop()
 }
 
 if (parts.length === 0 || parts.includes('state')) await faultState()
