@@ -75,6 +75,8 @@ class LeafFetch {
   readonly #plan: LeafPlan<Running>
   readonly #feeders = new Map<Giver, Feeder>()
   readonly #givers = new Set<DeviceId>()
+  /** Sources that went away without having said that they do not give it: they may come back. */
+  readonly #away = new Set<Giver>()
   readonly #rate: Rate
   readonly #stop = new AbortController()
   #isFull = false
@@ -124,6 +126,7 @@ class LeafFetch {
     for (const [giver, feeder] of this.#feeders) {
       if (listed.get(giver)?.agent === feeder.source.agent) continue
       feeder.abort.abort()
+      if (feeder.gone === undefined) this.#away.add(giver)
       if (feeder.lanes.size === 0) this.#feeders.delete(giver)
     }
     // A device is asked on one account at a time; on the next where it does not give the file on that.
@@ -131,6 +134,7 @@ class LeafFetch {
     for (const [giver, source] of listed) {
       if (this.#feeders.has(giver) || asked.has(source.device)) continue
       asked.add(source.device)
+      this.#away.delete(giver)
       this.#feeders.set(giver, { source, abort: new AbortController(), rate: new Rate(this.#options.clock), lanes: new Set(), movedAt: now, strikes: 0, retryAt: 0, gone: undefined })
     }
     for (const feeder of this.#feeders.values()) {
@@ -330,9 +334,13 @@ class LeafFetch {
       return
     }
     this.#aloneSince ??= clock.monotonic()
-    // Those that answered that they do not have it, or lied, will not have it in a moment.
-    const isHopeless = this.#feeders.size > 0 && [...this.#feeders.values()].every(({ gone }) => gone instanceof PatchcordError && ['not-found', 'verification', 'conflict'].includes(gone.code))
-    if (isHopeless || clock.monotonic() - this.#aloneSince >= waitMs) throw this.#problem ?? new PatchcordError('unreachable', `no device that may have ${this.#partial.id} is connected`, { hint: '`patchcord status` says why' })
+    // Those that answered that they do not have it, or lied, will not have it in a moment; one that was giving it may.
+    const saidNo = (error: unknown): boolean => error instanceof PatchcordError && ['not-found', 'verification', 'conflict'].includes(error.code)
+    const isHopeless = this.#away.size === 0 && this.#feeders.size > 0 && [...this.#feeders.values()].every(({ gone }) => saidNo(gone))
+    if (!isHopeless && clock.monotonic() - this.#aloneSince < waitMs) return
+    // What others do not have says nothing of the one that had it.
+    if (this.#problem === undefined || (this.#away.size > 0 && saidNo(this.#problem))) throw new PatchcordError('unreachable', `no device that may have ${this.#partial.id} is connected`, { hint: '`patchcord status` says why' })
+    throw this.#problem
   }
 
   async #untilRoom (): Promise<void> {
