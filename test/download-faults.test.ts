@@ -12,13 +12,12 @@ import { startFaultWorld } from './fixtures/fault-world.js'
 const home = mkdtempSync(join(tmpdir(), 'pcf-'))
 
 await t.test('kill -9, a source that lies, stalls, vanishes', async t => {
-  const world = await startFaultWorld(join(home, 'w'), 2, 96 * LEAF_BYTES + 11)
+  const world = await startFaultWorld(join(home, 'w'), 2, 64 * LEAF_BYTES + 11)
   t.teardown(() => world.stop())
-  for (const leaves of [3, 70]) {
-    const { right, had, fetched, missing } = await killAt(world, leaves)
-    t.ok(right, `killed with ${had} of 97 leaves`)
-    // The last leaf is short, and which are missing is chance: within one leaf.
-    t.ok(fetched >= missing - LEAF_BYTES && fetched <= missing + LEAF_BYTES, `${missing} bytes were missing, ${fetched} were asked for: nothing twice`)
+  for (const leaves of [2, 30]) {
+    const { right, written, recorded, again } = await killAt(world, leaves, { isHeld: true })
+    t.ok(right && recorded.length >= leaves, `killed with ${written} of 65 leaves, ${recorded.length} recorded`)
+    t.strictSame(again, [], 'no leaf that was recorded is asked for again')
   }
   const stalled = await stall(world, 300)
   t.ok(stalled.right && stalled.seconds < 25, `with a source that hangs: ${stalled.seconds} s`)

@@ -108,6 +108,8 @@ export class Dispatch {
       const outcome = await this.#answer(connection, message, response, expectsContinue, line)
       line.status = outcome.status
       line.bytes = outcome.bytes
+      // Two numbers: an answer of 206 says that it was understood.
+      if (outcome.status === 206) line.range = message.headers.range
     } catch (error) {
       const failure = failureOf(error)
       line.status = failure.status
@@ -193,6 +195,8 @@ interface LogLine {
   /** Of what is wrong with the request the code alone: the message may quote a parameter or a body. */
   problem?: string
   status: number
+  /** What part of a file was asked for. */
+  range?: string | undefined
   bytes: number
   ms: number
 }
