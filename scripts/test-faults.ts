@@ -56,11 +56,11 @@ async function faultDownloads (): Promise<void> {
       say(right && again.length === 0, `kill -9 ${run}: ${written} leaves were written, ${recorded.length} recorded, of which ${again.length} were asked for again`)
     }
     for (let run = 1; run <= 10; run++) {
-      const { right, seconds } = await stall(world, 200 + random() * 500)
+      const { right, seconds } = await stall(world, Math.floor(random() * LEAVES))
       say(right, `a source that stalls: ${seconds.toFixed(1)} s`)
       await world.receiver.connected(2)
     }
-    for (let run = 1; run <= 10; run++) say((await vanish(world, 200 + random() * 500)).right, 'a source that vanishes')
+    for (let run = 1; run <= 10; run++) say((await vanish(world, Math.floor(random() * LEAVES))).right, 'a source that vanishes')
     for (let run = 1; run <= 10; run++) {
       const leaf = Math.floor(random() * LEAVES)
       const { right, dropped } = await lie(world, leaf)
