@@ -83,6 +83,8 @@ export class Receiving {
   /** The device is not connected any more: nothing can be received. */
   async lost (): Promise<void> {
     this.#problems.clear()
+    // What failed on a connection that was dying says nothing of the next one.
+    this.#delays.clear()
     await Promise.all([...new Set([...this.#receivers.keys(), ...this.#retries.keys()])].map(database => this.#end(database)))
     // Of a device that is forgotten nothing is expected.
     if (!this.#isStopped) for (const one of this.#expected()) this.#tell(one)
@@ -140,7 +142,7 @@ export class Receiving {
         },
         onEnd: () => {
           this.#receivers.delete(database)
-          this.#failed(one, receiver.state === 'paused' ? 'paused' : 'failed', receiver.problem ?? 'it ended', receiver.lag === 0)
+          this.#failed(one, receiver.state === 'paused' ? 'paused' : 'failed', receiver.problem ?? 'it ended', receiver.lag === 0 || receiver.rate > 0)
         },
       })
       this.#receivers.set(database, receiver)
@@ -151,6 +153,7 @@ export class Receiving {
     }
   }
 
+  /** `wasWell`: it was in sync, or documents came in until now, so that it is not the same failure over and over. */
   #failed (one: Wanted, state: 'failed' | 'paused', reason: string, wasWell = false): void {
     const { device, clock, logger, isConnected } = this.#options
     if (this.#isStopped || !isConnected()) return
