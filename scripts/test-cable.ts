@@ -354,6 +354,8 @@ async function testAddress (one: Box, other: Box, end: string): Promise<void> {
   const old = await one.machine.address(end)
   one.machine.ip('addr', 'add', 'fe80::abcd:1/64', 'dev', end)
   await until('the new address', () => one.machine.ip('-6', 'addr', 'show', 'dev', end).includes('abcd:1/64 scope link') && !one.machine.ip('-6', 'addr', 'show', 'dev', end).includes('tentative'))
+  // The new one is heard of and looked into while the old one still answers: the harder order.
+  await sleep(1_000)
   one.machine.ip('addr', 'del', `${old}/64`, 'dev', end)
   const from = performance.now()
   await until('a connection to the new address', async () => (await other.call('status', {})).peers.some(peer => peer.connected && peer.address?.includes('fe80::abcd:1') === true))

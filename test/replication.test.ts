@@ -218,12 +218,13 @@ await t.test('a whole hostile device: nothing unasked, no design document and no
 
 await t.test('a pull that fails over and over is retried ever later, one that the cable cut is not', async t => {
   const delays: number[] = []
+  let failures = 0
   const waiting: Array<() => void> = []
   const clock = { now: Date.now, monotonic: () => 0, after: (delay: number, task: () => void) => { delays.push(delay); waiting.push(task); return { cancel: () => undefined } } }
   const runs: Array<{ receiver: { -readonly [key in keyof Receiver]: Receiver[key] }, listeners: ReceiverListeners }> = []
   const notes = 'notes' as DatabaseName
   const receiving = new Receiving({
-    device: laptop.device as DeviceId, clock, logger: silentLogger(), isConnected: () => true, conflicts: () => 0, emit: () => undefined, accepted: () => [],
+    device: laptop.device as DeviceId, clock, logger: silentLogger(), isConnected: () => true, onFailed: () => { failures += 1 }, conflicts: () => 0, emit: () => undefined, accepted: () => [],
     wanted: () => [{ database: notes, as: notes }], createDatabase: async () => undefined,
     begin: (one, listeners) => {
       const receiver = { as: one.as, state: 'active' as const, lag: 7, rate: 0, problem: 'the connection ended', stop: async () => undefined }
@@ -251,5 +252,6 @@ await t.test('a pull that fails over and over is retried ever later, one that th
   waiting.length = 0
   await receiving.lost()
   t.equal(await fail(), 1_000, 'on a connection that is new')
+  t.equal(failures, delays.length, 'each asks whether the device is there at all')
   await receiving.stop()
 })

@@ -35,6 +35,8 @@ export interface ReceivingOptions {
   readonly wanted: () => readonly Wanted[]
   readonly accepted: () => readonly Wanted[]
   readonly isConnected: () => boolean
+  /** Called where a receiver failed though the device is connected. */
+  readonly onFailed: () => void
   readonly conflicts: (database: DatabaseName) => number
   readonly clock: Clock
   readonly logger: Logger
@@ -162,7 +164,10 @@ export class Receiving {
     logger.warn({ device, database, reason }, state === 'paused' ? 'a pull has no room' : 'a pull failed')
     this.#tell(one)
     const delay = state === 'paused' ? ROOM_RETRY_MS : wasWell ? FIRST_RETRY_MS : this.#delays.get(database) ?? FIRST_RETRY_MS
-    if (state === 'failed') this.#delays.set(database, Math.min(delay * 2, LONGEST_RETRY_MS))
+    if (state === 'failed') {
+      this.#delays.set(database, Math.min(delay * 2, LONGEST_RETRY_MS))
+      this.#options.onFailed()
+    }
     this.#retries.set(database, clock.after(delay, () => {
       this.#retries.delete(database)
       this.#reconcileLater()
