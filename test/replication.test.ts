@@ -6,9 +6,11 @@ import type { AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { Lab, type LabDevice } from '../src/testing.js'
-import type { DeviceId } from '../src/core/ids.js'
+import type { DatabaseName, DeviceId } from '../src/core/ids.js'
 import { askPeer } from '../src/sync/peer-agent.js'
 import type { DatabaseStatus } from '../src/control/operations.js'
+import { silentLogger } from '../src/core/log.js'
+import { Receiving, type Receiver, type ReceiverListeners } from '../src/agent/receiving.js'
 
 const lab = await Lab.start()
 t.teardown(() => lab.stop())
@@ -212,4 +214,44 @@ await t.test('a whole hostile device: nothing unasked, no design document and no
   for (const id of ['_design/evil', '_local/evil', 'smuggled', 'unannounced']) t.equal((await laptop.db('GET', `/mine/${id}`)).status, 404, id)
   t.notOk(asked.some(id => id.startsWith('_')), 'what must not come in is not even asked for')
   for (const database of await laptop.agent.couch.databases()) t.equal((await laptop.db('GET', `/${database}/_design/evil`)).status, 404, database)
+})
+
+await t.test('a pull that fails over and over is retried ever later, one that the cable cut is not', async t => {
+  const delays: number[] = []
+  let failures = 0
+  const waiting: Array<() => void> = []
+  const clock = { now: Date.now, monotonic: () => 0, after: (delay: number, task: () => void) => { delays.push(delay); waiting.push(task); return { cancel: () => undefined } } }
+  const runs: Array<{ receiver: { -readonly [key in keyof Receiver]: Receiver[key] }, listeners: ReceiverListeners }> = []
+  const notes = 'notes' as DatabaseName
+  const receiving = new Receiving({
+    device: laptop.device as DeviceId, clock, logger: silentLogger(), isConnected: () => true, onFailed: () => { failures += 1 }, conflicts: () => 0, emit: () => undefined, accepted: () => [],
+    wanted: () => [{ database: notes, as: notes }], createDatabase: async () => undefined,
+    begin: (one, listeners) => {
+      const receiver = { as: one.as, state: 'active' as const, lag: 7, rate: 0, problem: 'the connection ended', stop: async () => undefined }
+      runs.push({ receiver, listeners })
+      return receiver
+    },
+  })
+  const fail = async (how: Partial<Receiver> = {}): Promise<number> => {
+    const before = runs.length
+    waiting.shift()?.()
+    await receiving.reconcile()
+    await lab.until('the next one', () => runs.length > before)
+    const { receiver, listeners } = runs.at(-1)!
+    Object.assign(receiver, { state: 'failed', ...how })
+    listeners.onEnd()
+    return delays.at(-1)!
+  }
+  const ever: number[] = []
+  for (let at = 0; at < 8; at++) ever.push(await fail())
+  t.strictSame(ever, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 60_000, 60_000])
+  t.equal(await fail({ rate: 50 }), 1_000, 'documents came in until it failed')
+  for (let at = 0; at < 3; at++) await fail()
+  t.equal(await fail({ lag: 0 }), 1_000, 'it was in sync until it failed')
+  for (let at = 0; at < 3; at++) await fail()
+  waiting.length = 0
+  await receiving.lost()
+  t.equal(await fail(), 1_000, 'on a connection that is new')
+  t.equal(failures, delays.length, 'each asks whether the device is there at all')
+  await receiving.stop()
 })

@@ -1,6 +1,6 @@
 import type { Agent as HttpAgent } from 'node:http'
 import { formatAddress, type Address } from '../core/address.js'
-import type { Clock } from '../core/clock.js'
+import type { Clock, Timer } from '../core/clock.js'
 import { messageOf } from '../core/errors.js'
 import type { DatabaseName, DeviceId, UserId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
@@ -113,6 +113,9 @@ export class Peers {
   }
 }
 
+/** How long after a new address was heard of the old one is looked at once more. */
+const MOVED_MS = 4_000
+
 /** One device: its link, its newest mail, and what is pulled from it. */
 export class Peer {
   readonly device: DeviceId
@@ -126,6 +129,7 @@ export class Peer {
   #mail: PeerMail = NO_MAIL
   #isStopped = false
   #wasConnected = false
+  #again: Timer | undefined
 
   constructor (device: DeviceId, options: PeersOptions) {
     this.device = device
@@ -138,6 +142,8 @@ export class Peer {
       wanted: () => this.#wanted(),
       accepted: () => options.book.accepted.filter(({ peer }) => peer === device),
       isConnected: () => this.link.connected,
+      // Its feed has a heartbeat, so it is the first to notice a connection that died without a word.
+      onFailed: () => { this.link.check() },
       begin: ({ database, as }, listeners) => options.replicator?.begin(device, { database, as }, options.syncLogin(this.#known()), () => options.checkRoom(device, 0), listeners) ?? new Pull({
         source: { device, database, agent: this.link.agent },
         target: { url: options.couch.url, database: as, agent: options.couch.agent, ...options.syncLogin(this.#known()) },
@@ -168,11 +174,15 @@ export class Peer {
   accounts (local: DatabaseName): DatabaseName[] { return this.#wanted().flatMap(({ database, as }) => as === local ? [database] : []) }
 
   /** Replaces what discovery knows of its addresses, and tries again where it is not connected. Where it is, the
-   * device may have moved from under the connection: that is looked into, and nothing cut on a hint alone. */
+   * device may have moved from under the connection: that is looked into, and nothing cut on a hint alone. It is
+   * looked into twice, since the new address is heard of before the old one is gone. */
   found (addresses: readonly Address[]): void {
     this.#candidates = addresses
-    if (this.link.connected) this.link.check()
-    else if (addresses.length > 0) this.link.retry()
+    if (this.link.connected) {
+      this.link.check()
+      this.#again?.cancel()
+      this.#again = this.#options.clock.after(MOVED_MS, () => { this.link.check() })
+    } else if (addresses.length > 0) this.link.retry()
   }
 
   /** Starts and ends pulls so that they match what is shared and accepted now. Resolves when nothing more of what
@@ -187,6 +197,7 @@ export class Peer {
   retryReceiving (): void { this.#receiving.retry() }
   async stop (): Promise<void> {
     this.#isStopped = true
+    this.#again?.cancel()
     await this.#receiving.stop()
     await this.link.stop()
   }

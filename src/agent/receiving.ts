@@ -35,6 +35,8 @@ export interface ReceivingOptions {
   readonly wanted: () => readonly Wanted[]
   readonly accepted: () => readonly Wanted[]
   readonly isConnected: () => boolean
+  /** Called where a receiver failed though the device is connected. */
+  readonly onFailed: () => void
   readonly conflicts: (database: DatabaseName) => number
   readonly clock: Clock
   readonly logger: Logger
@@ -83,6 +85,8 @@ export class Receiving {
   /** The device is not connected any more: nothing can be received. */
   async lost (): Promise<void> {
     this.#problems.clear()
+    // What failed on a connection that was dying says nothing of the next one.
+    this.#delays.clear()
     await Promise.all([...new Set([...this.#receivers.keys(), ...this.#retries.keys()])].map(database => this.#end(database)))
     // Of a device that is forgotten nothing is expected.
     if (!this.#isStopped) for (const one of this.#expected()) this.#tell(one)
@@ -140,7 +144,7 @@ export class Receiving {
         },
         onEnd: () => {
           this.#receivers.delete(database)
-          this.#failed(one, receiver.state === 'paused' ? 'paused' : 'failed', receiver.problem ?? 'it ended', receiver.lag === 0)
+          this.#failed(one, receiver.state === 'paused' ? 'paused' : 'failed', receiver.problem ?? 'it ended', receiver.lag === 0 || receiver.rate > 0)
         },
       })
       this.#receivers.set(database, receiver)
@@ -151,6 +155,7 @@ export class Receiving {
     }
   }
 
+  /** `wasWell`: it was in sync, or documents came in until now, so that it is not the same failure over and over. */
   #failed (one: Wanted, state: 'failed' | 'paused', reason: string, wasWell = false): void {
     const { device, clock, logger, isConnected } = this.#options
     if (this.#isStopped || !isConnected()) return
@@ -159,7 +164,10 @@ export class Receiving {
     logger.warn({ device, database, reason }, state === 'paused' ? 'a pull has no room' : 'a pull failed')
     this.#tell(one)
     const delay = state === 'paused' ? ROOM_RETRY_MS : wasWell ? FIRST_RETRY_MS : this.#delays.get(database) ?? FIRST_RETRY_MS
-    if (state === 'failed') this.#delays.set(database, Math.min(delay * 2, LONGEST_RETRY_MS))
+    if (state === 'failed') {
+      this.#delays.set(database, Math.min(delay * 2, LONGEST_RETRY_MS))
+      this.#options.onFailed()
+    }
     this.#retries.set(database, clock.after(delay, () => {
       this.#retries.delete(database)
       this.#reconcileLater()
