@@ -17,7 +17,7 @@ import { isHeldTo, isOn } from '../src/machine/confinement.js'
 import { CHECK_NAMES, examine, type Check, type Examined } from '../src/machine/doctor.js'
 import { execOf, unitText } from '../src/machine/unit.js'
 import { permissionFlags } from '../src/machine/launch.js'
-import { answer, patchcord, up, until } from './fixtures/processes.js'
+import { answer, isAlive, patchcord, up, until } from './fixtures/processes.js'
 
 const BIN = fileURLToPath(new URL('../src/bin/patchcord.js', import.meta.url))
 const SEED = 20_300_107
@@ -290,4 +290,22 @@ await t.test('logs, metrics, and what is said when it cannot go on', async t => 
   service.child.kill('SIGTERM')
   await service.ended
   t.equal((await patchcord(['logs', '--home', home])).code, 4)
+})
+
+await t.test('a crash: what to do is said, no secret is, its server ends with it, and nothing is lost', async t => {
+  const home = join(top, 'crash')
+  const fault = `process.on('SIGUSR2', () => { throw new Error('GET http://me:hunter2-Correct.Horse@[::1]:5984/ failed') })`
+  const service = await up(home, [], { NODE_OPTIONS: `--import=data:text/javascript,${encodeURIComponent(fault)}` })
+  t.equal((await patchcord(['db', 'create', 'notes', '--home', home])).code, 0)
+  const { server } = answer<{ server: { pid: number } }>(await patchcord(['status', '--json', '--home', home]))
+  service.child.kill('SIGUSR2')
+  await service.ended
+  t.equal(service.child.signalCode, 'SIGKILL', 'a supervisor sees that it failed')
+  t.match(service.log(), /^patchcord: something happened that should not have: GET http:\/\/.*\n {2}hint: .*`patchcord up`.*`patchcord doctor`/m)
+  t.notMatch(service.log(), /hunter2/)
+  await until('the end of its server', () => !isAlive(server.pid))
+  const again = await up(home)
+  t.equal((await patchcord(['db', 'ls', '--home', home])).stdout, 'notes\n')
+  again.child.kill('SIGTERM')
+  t.equal(await again.ended, 0)
 })
