@@ -21,6 +21,8 @@ const TROUBLE = 60_000
 const say = (ok: boolean, what: string): void => { process.stdout.write(`PATCHCORD ${JSON.stringify({ ok, what })}\n`) }
 const kernelLog = (): string[] => execFileSync('/bin/busybox', ['dmesg'], { encoding: 'utf8', maxBuffer: 64 << 20 }).split('\n')
 const denials = (): string[] => kernelLog().filter(line => /apparmor="DENIED"/.test(line)).map(line => line.replace(/^.*?(apparmor=)/, '$1'))
+/** What the agents said, for who looks for the cause of a failure. */
+const heard: string[] = []
 let seen = 0
 /** The denials since the last call. */
 const newDenials = (): string[] => {
@@ -43,7 +45,10 @@ interface Device { readonly home: string, readonly child: ChildProcess, readonly
 async function up (home: string, name: string): Promise<Device> {
   const child = spawn(`${CODE}/build/src/bin/patchcord-agent.js`, ['--json', '--home', home, '--listen', '[::1]:0', '--no-discovery', '--name', name], { ...USER, env: ENV, stdio: ['ignore', 'pipe', 'pipe'] })
   let said = ''
-  child.stderr.on('data', (chunk: Buffer) => { said += chunk.toString() })
+  child.stderr.on('data', (chunk: Buffer) => {
+    said += chunk.toString()
+    heard.push(`${name}: ${chunk.toString()}`)
+  })
   const ready = await new Promise<{ device: string, listen: Array<{ port: number }> }>((resolve, reject) => {
     createInterface({ input: child.stdout }).on('line', line => {
       const event = JSON.parse(line) as { event: string, device: string, listen: Array<{ port: number }> }
@@ -182,7 +187,7 @@ for (const part of [work, attack]) {
   try {
     await part()
   } catch (error) {
-    say(false, `${(error as Error).stack ?? String(error)}\nrefused were ${newDenials().join('\n')}`)
+    say(false, `${(error as Error).stack ?? String(error)}\nrefused were ${newDenials().join('\n')}\nthe agents said ${heard.slice(-30).join('')}`)
   }
 }
 process.stdout.write('PATCHCORD-END\n')
