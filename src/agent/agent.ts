@@ -1,12 +1,8 @@
 import { EventEmitter } from 'node:events'
-import { randomBytes } from 'node:crypto'
 import { mkdir } from 'node:fs/promises'
-import { createServer } from 'node:net'
-import { hostname } from 'node:os'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { formatAddress, hostOf, reachableAddresses, type Address } from '../core/address.js'
 import { systemClock, type Clock } from '../core/clock.js'
-import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
+import { fileError, messageOf, PatchcordError } from '../core/errors.js'
 import type { Home } from '../core/home.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { Resources } from '../core/lifecycle.js'
@@ -44,10 +40,11 @@ import { FollowPolicies } from './follow-policies.js'
 import { Following } from './following.js'
 import { watchForGaps } from './gap-watch.js'
 import { Peers } from './peers.js'
+import { isFree, isPortInUse, PATIENCE_MS, patiently } from './ports.js'
 import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
 import { KEEP_FREE_BYTES, PEER_QUOTA_BYTES, Room } from './room.js'
 import { migrate } from './state-version.js'
-import { readSettings, writeSettings, type Settings } from './settings.js'
+import { firstSettings, writeSettings, type Settings } from './settings.js'
 import { TrustBook } from './trust-book.js'
 import { TrustLife } from './trust-life.js'
 
@@ -210,7 +207,7 @@ export class Agent {
       const cas = await CaBook.open(home.root)
       const store = await FileStore.open(home.files)
       resources.add(() => store.close())
-      const settings = await firstSettings(options)
+      const settings = await firstSettings(home.root, options.name)
       const downloads = await Downloads.open(home.root, store, { clock, logger: collaborators.logger }, event => { agent.emit(event) })
       const agent: Agent = new Agent(options, collaborators, resources, keystore, book, cas, store, settings, downloads)
       await agent.#start(lock.wasLeftBehind ? PATIENCE_MS : 0)
@@ -544,41 +541,4 @@ export class Agent {
     await writeSettings(this.home.root, next)
     this.#settings = next
   }
-}
-
-async function firstSettings ({ home, name }: AgentOptions): Promise<Settings> {
-  const found = await readSettings(home.root)
-  const settings: Settings = found ?? { version: 1, name: hostname().slice(0, 100) || 'this device', programPassword: randomBytes(24).toString('base64url'), bridgeToken: randomBytes(24).toString('base64url') }
-  const named = name === undefined ? settings : { ...settings, name }
-  if (named !== found) await writeSettings(home.root, named)
-  return named
-}
-
-/** The longest wait for what a killed `up` left behind. */
-const PATIENCE_MS = 10_000
-
-const isPortInUse = (error: unknown): boolean => error instanceof PatchcordError && error.code === 'port-in-use'
-
-/** Tries again while a port is still in use: the children of a killed agent end by themselves, in a moment. */
-async function patiently<Result> (patience: number, start: () => Promise<Result>): Promise<Result> {
-  const deadline = performance.now() + patience
-  for (;;) {
-    try {
-      return await start()
-    } catch (error) {
-      if (!isPortInUse(error) || performance.now() >= deadline) throw error
-      await sleep(250)
-    }
-  }
-}
-
-async function isFree (port: number): Promise<boolean> {
-  const server = createServer()
-  return await new Promise<boolean>((resolve, reject) => {
-    server.once('error', error => {
-      if (systemCode(error) === 'EADDRINUSE') resolve(false)
-      else reject(error)
-    })
-    server.listen({ host: '::', port, ipv6Only: true }, () => { server.close(() => { resolve(true) }) })
-  })
 }

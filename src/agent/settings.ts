@@ -1,3 +1,5 @@
+import { randomBytes } from 'node:crypto'
+import { hostname } from 'node:os'
 import { join } from 'node:path'
 import * as v from 'valibot'
 import { deviceId, port } from '../core/shape.js'
@@ -31,4 +33,13 @@ export async function readSettings (root: string): Promise<Settings | undefined>
 
 export async function writeSettings (root: string, settings: Settings): Promise<void> {
   await writeState(pathIn(root), Shape, settings)
+}
+
+/** What is kept, or made at the first run; a name that is given is kept from then on. */
+export async function firstSettings (root: string, name: string | undefined): Promise<Settings> {
+  const found = await readSettings(root)
+  const settings: Settings = found ?? { version: 1, name: hostname().slice(0, 100) || 'this device', programPassword: randomBytes(24).toString('base64url'), bridgeToken: randomBytes(24).toString('base64url') }
+  const named = name === undefined ? settings : { ...settings, name }
+  if (named !== found) await writeSettings(root, named)
+  return named
 }
