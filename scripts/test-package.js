@@ -39,6 +39,13 @@ try {
   const { verified, security } = JSON.parse(unit.stdout.trim().split('\n').at(-1))
   say(unit.status === 0 && verified !== false, `service install --dry-run: ${verified === null ? 'systemd-analyze is not installed' : 'systemd takes the unit'}; security score ${security}`)
 
+  // In a network of its own: not even a check sees the rules of this machine.
+  const rules = run(bin, ['service', 'firewall'], { env })
+  if (spawnSync('nft', ['--version']).error === undefined) {
+    const loaded = spawnSync('unshare', ['--net', 'nft', '-f', '-'], { input: rules.slice(rules.indexOf('table inet')), encoding: 'utf8' })
+    say(loaded.status === 0, `service firewall: ${loaded.status === 0 ? 'the kernel takes the nftables rules' : loaded.stderr}`)
+  } else process.stdout.write('NOT TESTED  service firewall: needs nft (apt-get install nftables)\n')
+
   const deb = run(process.execPath, [join(top, 'scripts/build-deb.js'), work]).trim()
   const root = join(work, 'root')
   mkdirSync(join(root, 'var/lib/dpkg/updates'), { recursive: true })

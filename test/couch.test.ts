@@ -14,6 +14,7 @@ import { sendCouchError } from '../src/core/couch-answers.js'
 import { boundedFeedQuery } from '../src/policy/feed.js'
 import { requestHeaders, responseHeaders } from '../src/policy/couch-headers.js'
 import { CouchProxy, parseCouchUrl } from '../src/couch/proxy.js'
+import { socketAddress } from '../src/couch/quiet-http-proxy.js'
 import { COUCH_WELCOME, visibleDatabases } from '../src/couch/welcome.js'
 import type { DatabaseName } from '../src/core/ids.js'
 import type { BodyForm } from '../src/policy/surface.js'
@@ -604,6 +605,16 @@ void t.test('upstream is a literal loopback address', async t => {
   }
   t.strictSame(parseCouchUrl('http://[::1]:5984/'), { host: '::1', port: 5984 })
   t.strictSame(parseCouchUrl('http://127.9.0.1'), { host: '127.9.0.1', port: 80 })
+})
+
+void t.test('a CouchDB at an IPv4 address is reached by an IPv6 socket, where such sockets can', async t => {
+  for (const [host, platform, address] of [
+    ['127.0.0.1', 'linux', '::ffff:127.0.0.1'], ['127.0.0.1', 'darwin', '127.0.0.1'], ['127.0.0.1', 'win32', '127.0.0.1'], ['::1', 'linux', '::1'],
+  ] as const) t.equal(socketAddress(host, platform), address, `${host} on ${platform}`)
+  const { gate, upstream } = await stand(t)
+  t.match(upstream.url, /^http:\/\/127\.0\.0\.1:/)
+  t.equal((await ask(gate, { path: '/couch/db/doc' })).status, 200)
+  t.match(upstream.requests[0]!.headers.get('host') ?? '', /^127\.0\.0\.1:/, 'what it is told is the address that was given')
 })
 
 void t.test('what is answered here never goes up', async t => {

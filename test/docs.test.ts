@@ -191,8 +191,10 @@ await t.test('every promise of THREATS.md is held by a test that exists', t => {
     const held = [...promise.matchAll(/`([a-z-]+): "([^`]+)"`/g)]
     t.ok(held.length > 0, promise.slice(0, 80))
     for (const [, file, name] of held) {
-      const source = readFileSync(new URL(`../../test/${file}.test.ts`, import.meta.url), 'utf8')
-      t.ok(source.includes(`t.test('${name}'`), `${file}: ${name}`)
+      // What is tried in the virtual machine is no test of tap's.
+      const [path, mark] = file === 'apparmor' ? ['scripts/apparmor/attempts.ts', `'${name}': `] : [`test/${file}.test.ts`, `t.test('${name}'`]
+      const source = readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')
+      t.ok(source.includes(mark), `${file}: ${name}`)
     }
   }
   t.end()

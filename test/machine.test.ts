@@ -17,7 +17,7 @@ import { isHeldTo, isOn } from '../src/machine/confinement.js'
 import { CHECK_NAMES, examine, type Check, type Examined } from '../src/machine/doctor.js'
 import { execOf, unitText } from '../src/machine/unit.js'
 import { permissionFlags } from '../src/machine/launch.js'
-import { answer, patchcord, up, until } from './fixtures/processes.js'
+import { answer, isAlive, patchcord, up, until } from './fixtures/processes.js'
 
 const BIN = fileURLToPath(new URL('../src/bin/patchcord.js', import.meta.url))
 const SEED = 20_300_107
@@ -243,7 +243,11 @@ await t.test('service: shown, checked, and refused where there is no systemd of 
   const script = await patchcord(['service', 'apparmor'], env)
   t.match(script.stdout, /cat > \/etc\/apparmor\.d\/patchcord-server <</)
   t.match(script.stdout, /@\{PATCHCORD_CODE\}=\S+/)
-  t.match((await patchcord(['service', 'firewall', '--home', join(home, 'state')], env)).stdout, /table inet patchcord/)
+  // Longer than a unix socket's path can be: Node 20 and 22 would ask another socket, 24 and 26 throw.
+  t.equal((await patchcord(['db', 'ls', '--home', join(home, 'x'.repeat(120))], env)).code, 4)
+  const firewall = await patchcord(['service', 'firewall', '--home', join(home, 'x'.repeat(120))], env)
+  t.equal(firewall.code, 0, firewall.stderr)
+  t.match(firewall.stdout, /table inet patchcord/)
 })
 
 // ---- the log
@@ -290,4 +294,22 @@ await t.test('logs, metrics, and what is said when it cannot go on', async t => 
   service.child.kill('SIGTERM')
   await service.ended
   t.equal((await patchcord(['logs', '--home', home])).code, 4)
+})
+
+await t.test('a crash: what to do is said, no secret is, its server ends with it, and nothing is lost', async t => {
+  const home = join(top, 'crash')
+  const fault = `process.on('SIGUSR2', () => { throw new Error('GET http://me:hunter2-Correct.Horse@[::1]:5984/ failed') })`
+  const service = await up(home, [], { NODE_OPTIONS: `--import=data:text/javascript;base64,${btoa(fault)}` })
+  t.equal((await patchcord(['db', 'create', 'notes', '--home', home])).code, 0)
+  const { server } = answer<{ server: { pid: number } }>(await patchcord(['status', '--json', '--home', home]))
+  service.child.kill('SIGUSR2')
+  await service.ended
+  t.equal(service.child.signalCode, 'SIGKILL', 'a supervisor sees that it failed')
+  t.match(service.log(), /^patchcord: something happened that should not have: GET http:\/\/.*\n {2}hint: .*`patchcord up`.*`patchcord doctor`/m)
+  t.notMatch(service.log(), /hunter2/)
+  await until('the end of its server', () => !isAlive(server.pid))
+  const again = await up(home)
+  t.equal((await patchcord(['db', 'ls', '--home', home])).stdout, 'notes\n')
+  again.child.kill('SIGTERM')
+  t.equal(await again.ended, 0)
 })

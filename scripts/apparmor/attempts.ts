@@ -4,13 +4,16 @@ import { execFileSync } from 'node:child_process'
 import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import * as fs from 'node:fs'
+import { Agent } from 'node:http'
 import { connect, createServer, type Server } from 'node:net'
+import { Readable } from 'node:stream'
+import type { sendUpstream } from '../../src/couch/quiet-http-proxy.js'
 
 export type Attempts = Record<string, string>
 
 const HOME = '/home/u'
 const DEVICE = `${HOME}/.local/share/patchcord`
-const { agent, stored, addon } = JSON.parse(fs.readFileSync('/usr/lib/patchcord/build/src/attempts.json', 'utf8')) as { agent: number, stored: string, addon: string }
+const { agent, stored, addon, couchPort } = JSON.parse(fs.readFileSync('/usr/lib/patchcord/build/src/attempts.json', 'utf8')) as { agent: number, stored: string, addon: string, couchPort: number }
 
 const listening = async (server: Server, where: object): Promise<void> => {
   server.listen(where)
@@ -27,6 +30,17 @@ const talk = async (path: string): Promise<void> => {
   const socket = connect({ path })
   await once(socket, 'connect')
   socket.destroy()
+}
+/** As the server does it, with its own code. */
+const askCouch = async (): Promise<void> => {
+  const proxy = await import('/usr/lib/patchcord/build/src/couch/quiet-http-proxy.js' as string) as { sendUpstream: typeof sendUpstream }
+  await new Promise<void>((resolve, reject) => {
+    proxy.sendUpstream({ host: '127.0.0.1', port: couchPort }, { method: 'GET', path: '/', headers: { host: '127.0.0.1' }, body: Readable.from([]), agent: new Agent() }, {
+      connected: () => undefined,
+      answered: answer => { answer.resume(); resolve() },
+      failed: reject,
+    })
+  })
 }
 const write = (path: string): void => { fs.writeFileSync(path, 'x', { flag: 'a' }) }
 
@@ -64,6 +78,7 @@ const ATTEMPTS: Readonly<Record<string, () => unknown>> = {
   'listen on UDP over IPv6': () => datagrams('udp6'),
   'listen on UDP over IPv4': () => datagrams('udp4'),
   'signal the agent': () => process.kill(agent, 'SIGCONT'),
+  'ask a CouchDB at 127.0.0.1': askCouch,
 }
 
 const results: Attempts = {}

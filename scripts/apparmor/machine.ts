@@ -79,6 +79,8 @@ echo 0 > /proc/sys/kernel/printk_ratelimit
 $b dmesg -n 1
 echo 'root:x:0:0::/root:/bin/sh' > /etc/passwd; echo 'u:x:1000:1000::/home/u:/bin/sh' >> /etc/passwd
 echo 'messagebus:x:100:100::/:/bin/sh' >> /etc/passwd; echo 'messagebus:x:100:' > /etc/group
+# A disk with room: a device receives nothing where less than 512 MiB would stay free. It takes memory as it is filled.
+$b mkdir -p /home; $b mount -t tmpfs -o mode=0755,size=2g home /home
 $b mkdir -p /run/dbus /home/u/.ssh /home/u/pipes /home/u/.local/share /home/v /etc/apparmor.d/local
 echo secret > /home/u/.ssh/id_ed25519; echo dear > /home/u/letter.txt; echo dear > /home/v/letter.txt
 $b dd if=/dev/urandom of=/home/u/big.bin bs=1M count=20 2>/dev/null

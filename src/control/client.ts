@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import type { IncomingMessage } from 'node:http'
 import { ERRORS, PatchcordError, systemCode, type ErrorCode } from '../core/errors.js'
 import type { Args, EventOf, OperationName, Result } from './operations.js'
+import { isSocketPath } from './socket-path.js'
 
 interface AgentError { readonly code: string, readonly message: string, readonly hint: string }
 
@@ -21,6 +22,8 @@ export class ControlClient {
   /** Runs one operation; `onEvent` sees its events as they come. Throws the agent's own error, or
    * `not-running` where nobody listens. Aborting ends the operation. */
   async call<Name extends OperationName> (name: Name, args: Args<Name>, onEvent: (event: EventOf<Name>) => void = () => undefined, signal?: AbortSignal): Promise<Result<Name>> {
+    // No service can be there; `up` says why.
+    if (!isSocketPath(this.#path)) throw new PatchcordError('not-running', 'the service is not running')
     const body = JSON.stringify(args)
     const sent = request({ socketPath: this.#path, method: 'POST', path: `/v1/${name}`, headers: { Host: 'localhost', 'Content-Length': Buffer.byteLength(body) }, ...signal === undefined ? {} : { signal } })
     sent.end(body)

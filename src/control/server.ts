@@ -5,11 +5,10 @@ import { dirname } from 'node:path'
 import { ERRORS, PatchcordError, systemCode } from '../core/errors.js'
 import type { Logger } from '../core/log.js'
 import type { Operation, OperationTable } from './operations.js'
+import { checkSocketPath } from './socket-path.js'
 
 /** Arguments hold bundles and paths, never bulk. */
 const MOST_ARGS_BYTES = 4 * 1024 * 1024
-/** sun_path of unix(7), with its closing NUL. */
-const MOST_PATH_BYTES = 107
 
 /** A text of metrics and its media type. */
 export interface Metrics { readonly type: string, readonly text: string }
@@ -91,12 +90,6 @@ export class ControlServer {
     if (method !== 'POST' || !Object.hasOwn(this.#operations, name)) throw new PatchcordError('usage', `there is no operation ${method} ${url}`)
     return this.#operations[name as keyof OperationTable] as Operation
   }
-}
-
-/** Throws `socket-path-too-long`, naming the path and its length. */
-export function checkSocketPath (path: string): void {
-  const bytes = Buffer.byteLength(path)
-  if (bytes > MOST_PATH_BYTES) throw new PatchcordError('socket-path-too-long', `the control socket's path has ${bytes} bytes, and the system takes ${MOST_PATH_BYTES}: ${path}`)
 }
 
 async function readArgs (message: IncomingMessage): Promise<unknown> {

@@ -1,6 +1,7 @@
 import { EventEmitter } from 'node:events'
 import type { Agent, ClientRequest, IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
 import { createRequire } from 'node:module'
+import { isIPv4 } from 'node:net'
 import type { Readable } from 'node:stream'
 import type HttpProxy from 'http-proxy'
 
@@ -38,10 +39,11 @@ export interface UpstreamCall {
 /** Sends one request through http-proxy. What it throws itself arrives as `failed`. */
 export function sendUpstream (target: UpstreamTarget, head: UpstreamHead, listener: UpstreamListener): UpstreamCall {
   const request = new StandIn(head, listener)
+  const host = socketAddress(target.host)
   try {
     shared().web(request as unknown as IncomingMessage, NO_RESPONSE, {
       // An object, not a string: it would be parsed with url.parse(). No host of its own in front of the path.
-      target: { protocol: 'http:', host: target.host, hostname: target.host, port: target.port },
+      target: { protocol: 'http:', host, hostname: host, port: target.port },
       prependPath: false,
       agent: head.agent,
       buffer: head.body,
@@ -50,6 +52,12 @@ export function sendUpstream (target: UpstreamTarget, head: UpstreamHead, listen
     listener.failed(error as Error)
   }
   return { abort: () => { request.emit('aborted') } }
+}
+
+/** Where to connect to for an address. On Linux an IPv4 address is reached by an IPv6 socket (RFC 4291, 2.5.5.2): the
+ * AppArmor profile of the server allows no other, since one that it may connect with it may listen with as well. */
+export function socketAddress (host: string, platform = process.platform): string {
+  return platform === 'linux' && isIPv4(host) ? `::ffff:${host}` : host
 }
 
 /** It asks a request for these, and listens for `aborted` and `error`. Its own socket is never
