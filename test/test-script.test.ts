@@ -1,4 +1,5 @@
-import { readFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
@@ -64,5 +65,28 @@ await t.test('what npm test leaves out is written down', t => {
   const { scripts } = JSON.parse(readFileSync(join(TOP, 'package.json'), 'utf8')) as { scripts: Record<string, string> }
   for (const script of Object.keys(scripts).filter(name => name.startsWith('test:'))) t.ok(registry.some(entry => entry.script === script), `npm run ${script}`)
   for (const { script, environment, what, why } of registry) t.ok(what && why && (script === undefined) !== (environment === undefined), what)
+  t.end()
+})
+
+await t.test('what CI counts is the sum, and nothing that ended badly is lost', t => {
+  const folder = t.testdir()
+  const fine = '{"test":"a","ok":true}'
+  for (const [tests, cable, status, last] of [
+    ['boom', fine, '1', '1 passed, 1 failed'],
+    ['', '', '1', '0 passed, 2 failed'],
+    ['3 passed, 1 failed', fine, '1', '4 passed, 1 failed'],
+    ['3 passed, 0 failed\nand then it died', fine, '1', '1 passed, 1 failed'],
+    ['3 passed, 0 failed', `${fine}\n{"test":"b","ok":false}`, '1', '4 passed, 1 failed'],
+    ['3 passed, 0 failed', fine, '1', '4 passed, 1 failed'],
+    ['3 passed, 0 failed', 'no result', '0', '3 passed, 1 failed'],
+    ['said\n3 passed, 0 failed', `> npm\n${fine}\n${fine}`, '0', '5 passed, 0 failed'],
+    ['3 passed, 0 failed', '{"test":"cable","skipped":"no root"}', '0', '3 passed, 0 failed'],
+  ] as const) {
+    writeFileSync(join(folder, 'tests'), tests)
+    writeFileSync(join(folder, 'cable'), cable)
+    const run = spawnSync(process.execPath, [join(TOP, 'scripts/count-ci.js'), join(folder, 'tests'), join(folder, 'cable'), status], { encoding: 'utf8' })
+    t.equal(run.stdout.trimEnd().split('\n').at(-1), last, `${tests} and ${cable}`)
+    t.equal(run.status, last.endsWith(' 0 failed') ? 0 : 1)
+  }
   t.end()
 })
