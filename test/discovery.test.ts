@@ -242,7 +242,7 @@ class Seeker {
     for (;;) {
       const said = this.said.slice(since).findLast(holds)
       if (said !== undefined) return { said, ms: Math.round(performance.now() - from) }
-      if (performance.now() - from > 15_000) throw new Error(`waited 15 s for ${what}; said: ${JSON.stringify(this.said.slice(since).slice(-5))}`)
+      if (performance.now() - from > 30_000) throw new Error(`waited 30 s for ${what}; said: ${JSON.stringify(this.said.slice(since).slice(-5))}`)
       await new Promise(resolve => { setTimeout(resolve, 10) })
     }
   }
@@ -321,8 +321,12 @@ await t.test('two machines on one cable', { skip }, async t => {
     near.tell({ browse: 700 })
     t.match((await near.hears('a window', ({ event }) => event === 'windows', since)).said.windows, [{ name: 'window-1', address: { port: 6000, zone: 'eth7' } }])
     far.tell({ withdraw: true })
-    near.tell({ browse: 700 })
-    t.match((await near.hears('none', ({ event, windows }) => event === 'windows' && windows!.length === 0, since)).said.windows, [])
+    // Two processes were told at once: the far one may have answered before it withdrew.
+    for (let windows: unknown[] = [true]; windows.length > 0;) {
+      const asked = near.said.length
+      near.tell({ browse: 700 })
+      windows = (await near.hears('what there is', ({ event }) => event === 'windows', asked)).said.windows!
+    }
   })
 
   await Promise.all([near.end(), far.end()])
