@@ -8,7 +8,7 @@ import type { PathForm } from '../policy/surface.js'
 import type { BodyCheck } from './body-check.js'
 import { checkedBody } from './checked-body.js'
 import { MISSING, sendCouchError } from '../core/couch-answers.js'
-import { responseHeaders } from '../policy/couch-headers.js'
+import { isDelimited, responseHeaders } from '../policy/couch-headers.js'
 import { sendUpstream, type UpstreamCall, type UpstreamTarget } from './quiet-http-proxy.js'
 
 /** What became of a forwarded request. */
@@ -276,11 +276,4 @@ export class Transfer {
 /** Readable.from([]) would do, at the price of an asynchronous iterator per request. */
 function noBody (): Readable {
   return new Readable({ read () { this.push(null) } })
-}
-
-/** Whether the answer says where it ends. One that ends with its connection may have been cut anywhere. */
-function isDelimited ({ headers, statusCode }: IncomingMessage, method: string): boolean {
-  if (method === 'HEAD' || statusCode === 204 || statusCode === 304) return true
-  const encoding = headers['transfer-encoding']
-  return encoding === undefined ? headers['content-length'] !== undefined : encoding.toLowerCase() === 'chunked'
 }

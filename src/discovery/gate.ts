@@ -1,5 +1,5 @@
 import { isLinkLocal, splitZone } from '../core/address.js'
-import { Bucket } from './bucket.js'
+import { Bucket } from '../core/bucket.js'
 import { DISCOVERY_LIMITS } from './limits.js'
 
 /** Where mDNS lives (RFC 6762 section 3). */

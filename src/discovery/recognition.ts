@@ -1,7 +1,7 @@
 import { createHmac, randomBytes, timingSafeEqual } from 'node:crypto'
 import { decodeBase32 } from '../core/base32.js'
 import type { DeviceId } from '../core/ids.js'
-import { Bucket } from './bucket.js'
+import { Bucket } from '../core/bucket.js'
 import { DISCOVERY_LIMITS } from './limits.js'
 
 /** What an announcement says of who sends it: 16 random bytes, and the first 8 bytes of

@@ -12,6 +12,12 @@ export type IncomingFields = Readonly<Record<string, string | readonly string[] 
 /** What goes on as it came, where its value is one a header can have. */
 const TO_COUCH = ['accept', 'accept-encoding', 'if-match', 'if-none-match', 'range', 'user-agent', 'x-couch-full-commit'] as const
 
+/** The head of an answer, as Node read it. */
+interface AnswerHead {
+  readonly statusCode?: number | undefined
+  readonly headers: { readonly 'transfer-encoding'?: string | undefined, readonly 'content-length'?: string | undefined }
+}
+
 export interface RequestHeaderContext {
   /** The upstream's own host and port. */
   readonly host: string
@@ -85,4 +91,11 @@ export function responseHeaders (incoming: IncomingFields, path: PathForm): Outg
 /** RFC 9110 section 5.5, which is also what Node lets into a header. */
 function isHeaderValue (value: string): boolean {
   return /^[\t\x20-\x7e\x80-\xff]*$/.test(value)
+}
+
+/** Whether an answer to `method` says where it ends. One that ends with its connection may have been cut anywhere. */
+export function isDelimited ({ headers, statusCode }: AnswerHead, method: string): boolean {
+  if (method === 'HEAD' || statusCode === 204 || statusCode === 304) return true
+  const encoding = headers['transfer-encoding']
+  return encoding === undefined ? headers['content-length'] !== undefined : encoding.toLowerCase() === 'chunked'
 }

@@ -1,6 +1,7 @@
 import { BlockList, isIPv6 } from 'node:net'
 import { networkInterfaces, type NetworkInterfaceInfo } from 'node:os'
 import { isLinkLocal, isLoopback, splitZone } from '../core/address.js'
+import { Bucket } from '../core/bucket.js'
 import type { Clock } from '../core/clock.js'
 import type { Limits } from '../core/limits.js'
 
@@ -51,18 +52,12 @@ export class Sources {
   #take (name: string): boolean {
     const now = this.#clock.monotonic()
     const { acceptBurst, acceptsPerSecond } = this.#limits
-    const bucket = this.#buckets.get(name) ?? { tokens: acceptBurst, at: now }
-    bucket.tokens = Math.min(acceptBurst, bucket.tokens + (now - bucket.at) / 1000 * acceptsPerSecond)
-    bucket.at = now
+    const bucket = this.#buckets.get(name) ?? new Bucket(acceptsPerSecond, acceptBurst, now)
     // The names are interfaces of this machine (or its own addresses), so their number is bounded by it.
     this.#buckets.set(name, bucket)
-    if (bucket.tokens < 1) return false
-    bucket.tokens -= 1
-    return true
+    return bucket.take(now)
   }
 }
-
-interface Bucket { tokens: number, at: number }
 
 interface Links {
   /** The prefixes of all interfaces. */

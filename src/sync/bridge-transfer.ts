@@ -4,7 +4,7 @@ import { MISSING, sendCouchError } from '../core/couch-answers.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Limits } from '../core/limits.js'
-import { responseHeaders, type OutgoingFields } from '../policy/couch-headers.js'
+import { isDelimited, responseHeaders, type OutgoingFields } from '../policy/couch-headers.js'
 import type { PathForm } from '../policy/surface.js'
 import { peerHost } from './peer-agent.js'
 
@@ -215,11 +215,4 @@ export class BridgeTransfer {
     if (this.#answer?.complete !== true || this.#request?.writableFinished !== true) this.#request?.destroy()
     outcome()
   }
-}
-
-/** Whether the answer says where it ends. One that ends with its connection may have been cut anywhere. */
-function isDelimited ({ headers, statusCode }: IncomingMessage, method: string): boolean {
-  if (method === 'HEAD' || statusCode === 204 || statusCode === 304) return true
-  const encoding = headers['transfer-encoding']
-  return encoding === undefined ? headers['content-length'] !== undefined : encoding.toLowerCase() === 'chunked'
 }
