@@ -5,6 +5,7 @@ import { formatAddress, splitZone, type Address } from '../core/address.js'
 import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { Logger } from '../core/log.js'
+import { limitAnswer } from '../machine/answer-limit.js'
 import { launchServer, type Launched } from '../machine/launch.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import type { ServerCounts } from '../server/counts.js'
@@ -34,7 +35,7 @@ export interface ServerHostOptions {
 }
 
 const SCRIPT = fileURLToPath(new URL('../bin/patchcord-server.js', import.meta.url))
-/** Longer than this without an answer, and the server is started anew with the full env. */
+/** Longer than this of its own time (`limitAnswer`) without an answer, and the server is started anew with the full env. */
 const ANSWER_MS = 500
 const READY_MS = 10_000
 const STOP_MS = 6_000
@@ -154,12 +155,12 @@ class ChildServer implements ServerHost {
     logger.debug({ pid: child.pid, listen: this.addresses.map(formatAddress) }, 'the server is ready')
   }
 
-  #ask ({ stdin }: Launched, message: { op: 'update' | 'counts' } & ServerUpdate): Promise<Answer | undefined> {
+  #ask ({ child, stdin }: Launched, message: { op: 'update' | 'counts' } & ServerUpdate): Promise<Answer | undefined> {
     const seq = ++this.#seq
     return new Promise(resolve => {
-      const timer = setTimeout(() => { this.#settle(seq, undefined) }, ANSWER_MS)
+      const endLimit = limitAnswer(child.pid, ANSWER_MS, () => { this.#settle(seq, undefined) })
       this.#waiting.set(seq, answer => {
-        clearTimeout(timer)
+        endLimit()
         resolve(answer)
       })
       stdin.write(`${JSON.stringify({ seq, ...message })}\n`)

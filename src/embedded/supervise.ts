@@ -5,6 +5,7 @@ import { formatAddress, type Address } from '../core/address.js'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
 import { silentLogger, type Logger, type LogLevel } from '../core/log.js'
+import { limitAnswer } from '../machine/answer-limit.js'
 import { PROFILES, startHeldTo } from '../machine/confinement.js'
 import type { Account } from './accounts.js'
 import { bindSocket, type BoundSocket } from './bound-socket.js'
@@ -164,9 +165,9 @@ class Supervisor implements EmbeddedChild {
     if (!this.#isReady) return Promise.reject(notRunning())
     const seq = ++this.#seq
     return new Promise<void>((resolve, reject) => {
-      const late = setTimeout(() => { waiting.reject(new PatchcordError('upstream-slow', 'the embedded database does not answer')) }, timeoutMs)
+      const endLimit = limitAnswer(this.#child?.pid, timeoutMs, () => { waiting.reject(new PatchcordError('upstream-slow', 'the embedded database does not answer')) })
       const settle = (): void => {
-        clearTimeout(late)
+        endLimit()
         this.#waiting.delete(seq)
       }
       const waiting: Waiting = {

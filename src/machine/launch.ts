@@ -1,5 +1,5 @@
-import { spawn, type ChildProcess } from 'node:child_process'
-import { accessSync, constants } from 'node:fs'
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import { openChannels } from './channels.js'
@@ -41,8 +41,7 @@ export function launchServer ({ script, data, folder }: LaunchOptions): Launched
   }
   const { code, modules } = findInstallation()
   const node = [process.execPath, ...permissionFlags([join(code, 'build'), ...modules, data]), script]
-  const setpriv = SETPRIV.find(isExecutable)
-  const [command, ...args] = setpriv === undefined ? node : [setpriv, '--no-new-privs', ...node]
+  const [command, ...args] = hasNoNewPrivileges() ? node : [...noNewPrivileges(), ...node]
   const child = spawn(command!, args, { stdio: ['pipe', 'pipe', 'pipe'], env: {} })
   return { child, stdin: child.stdin, stdout: child.stdout, stderr: child.stderr }
 }
@@ -59,11 +58,21 @@ export function permissionFlags (readable: readonly string[]): string[] {
   return [...model, '--disable-warning=ExperimentalWarning', ...has('--allow-net') ? ['--allow-net'] : [], ...readable.map(folder => `--allow-fs-read=${folder.replace(/\/*$/, '/')}*`)]
 }
 
-function isExecutable (path: string): boolean {
+/** Whether this process has given up new privileges already, and with it every child of it: the unit of systemd does. */
+function hasNoNewPrivileges (): boolean {
   try {
-    accessSync(path, constants.X_OK)
-    return true
+    return /^NoNewPrivs:\s*1$/m.test(readFileSync('/proc/self/status', 'utf8'))
   } catch {
     return false
   }
+}
+
+/** The words that start a child without them, or none. setpriv sets more than it is asked to, so that some sandboxes refuse
+ * it: it is tried first. */
+function noNewPrivileges (): string[] {
+  for (const setpriv of SETPRIV) {
+    const words = [setpriv, '--no-new-privs']
+    if (spawnSync(setpriv, ['--no-new-privs', setpriv, '--version'], { stdio: 'ignore', env: {}, timeout: 5_000 }).status === 0) return words
+  }
+  return []
 }

@@ -47,7 +47,10 @@ WatchdogSec=120
 KillMode=mixed
 TimeoutStopSec=15
 UMask=0077
-
+${home === undefined ? `# Where the control socket is; nothing else of the folders of a session can be written.
+RuntimeDirectory=patchcord
+RuntimeDirectoryMode=0700
+` : ''}
 # What the service cannot do, whatever happens in it.
 NoNewPrivileges=yes
 PrivateUsers=yes
