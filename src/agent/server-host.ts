@@ -19,6 +19,8 @@ export interface ServerHost {
   update (part: ServerUpdate): Promise<{ cut: number }>
   /** What it counted since it started; undefined where no server answers. */
   counts (): Promise<ServerCounts | undefined>
+  /** It may end by itself from now on: it was told to, or whoever ends the service tells it. `stop` follows. */
+  letEnd (): void
   stop (): Promise<void>
 }
 
@@ -45,11 +47,11 @@ const LONGEST_RESTART_MS = 30_000
 export async function hostInProcess ({ env, logger, clock }: ServerHostOptions): Promise<ServerHost> {
   const { startServer } = await import('../server/server.js')
   const server: PatchcordServer = await startServer(await env(), { logger, clock })
-  return { pid: undefined, addresses: server.addresses, update: part => server.update(part), counts: () => Promise.resolve(server.counts()), stop: () => server.stop() }
+  return { pid: undefined, addresses: server.addresses, update: part => server.update(part), counts: () => Promise.resolve(server.counts()), letEnd: () => undefined, stop: () => server.stop() }
 }
 
 /** No server: what the agent has in place of one while it does not serve. */
-export const haltedHost: ServerHost = Object.freeze({ pid: undefined, addresses: [], update: () => Promise.resolve({ cut: 0 }), counts: () => Promise.resolve(undefined), stop: () => Promise.resolve() })
+export const haltedHost: ServerHost = Object.freeze({ pid: undefined, addresses: [], update: () => Promise.resolve({ cut: 0 }), counts: () => Promise.resolve(undefined), letEnd: () => undefined, stop: () => Promise.resolve() })
 
 /** Starts `patchcord-server` and keeps it running. Throws what the server itself said when it did not come
  * up the first time. */
@@ -103,6 +105,10 @@ class ChildServer implements ServerHost {
     return this.#launched === undefined ? undefined : (await this.#ask(this.#launched, { op: 'counts' }))?.counts
   }
 
+  letEnd (): void {
+    this.#isStopping = true
+  }
+
   async stop (): Promise<void> {
     this.#isStopping = true
     if (this.#launched === undefined) return
@@ -132,14 +138,14 @@ class ChildServer implements ServerHost {
     stdin.on('error', error => { logger.debug({ reason: messageOf(error) }, 'the server closed its stdin') })
     stdin.write(line)
     const ready = await new Promise<Answer | undefined>(resolve => {
-      const timer = setTimeout(() => { child.kill('SIGKILL') }, READY_MS)
+      const endLimit = limitAnswer(child.pid, READY_MS, () => { child.kill('SIGKILL') })
       child.once('error', error => { said = messageOf(error) })
-      child.once('exit', () => { clearTimeout(timer) })
+      child.once('exit', endLimit)
       child.once('close', () => { resolve(undefined) })
       createInterface({ input: stdout }).on('line', text => {
         const answer = JSON.parse(text) as Answer
         if (answer.event === 'ready') {
-          clearTimeout(timer)
+          endLimit()
           resolve(answer)
         } else if (answer.seq !== undefined) this.#settle(answer.seq, answer)
       })
