@@ -106,7 +106,7 @@ const FRAMING: readonly Refused[] = [
 
 const GZIP = gzipSync('{"_id":"_design/x"}')
 const DEFLATE = deflateSync('{"_id":"_design/x"}')
-const wide = (text: string, bytes: 2 | 4, little: boolean): Buffer => Buffer.concat([...text].map(character => {
+const wide = (text: string, bytes: 2 | 4, little: boolean): Buffer => Buffer.concat(Array.from(text, character => {
   const code = Buffer.alloc(bytes)
   if (little) code.writeUIntLE(character.charCodeAt(0), 0, bytes)
   else code.writeUIntBE(character.charCodeAt(0), 0, bytes)
