@@ -610,9 +610,9 @@ void t.test('upstream is a literal loopback address', async t => {
 })
 
 void t.test('a CouchDB at an IPv4 address is reached by an IPv6 socket, where such sockets can', async t => {
-  for (const [host, platform, address] of [
-    ['127.0.0.1', 'linux', '::ffff:127.0.0.1'], ['127.0.0.1', 'darwin', '127.0.0.1'], ['127.0.0.1', 'win32', '127.0.0.1'], ['::1', 'linux', '::1'],
-  ] as const) t.equal(socketAddress(host, platform), address, `${host} on ${platform}`)
+  for (const [host, platform, isMapped, address] of [
+    ['127.0.0.1', 'linux', true, '::ffff:127.0.0.1'], ['127.0.0.1', 'linux', false, '127.0.0.1'], ['127.0.0.1', 'darwin', true, '127.0.0.1'], ['127.0.0.1', 'win32', true, '127.0.0.1'], ['::1', 'linux', true, '::1'], ['::1', 'linux', false, '::1'],
+  ] as const) t.equal(socketAddress(host, platform, () => isMapped), address, `${host} on ${platform}${isMapped ? '' : ' with net.ipv6.bindv6only'}`)
   const { gate, upstream } = await stand(t)
   t.match(upstream.url, /^http:\/\/127\.0\.0\.1:/)
   t.equal((await ask(gate, { path: '/couch/db/doc' })).status, 200)

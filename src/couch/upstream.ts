@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { isIPv4 } from 'node:net'
 import type { IncomingFields, OutgoingFields } from '../policy/couch-headers.js'
 
@@ -49,7 +50,22 @@ export interface UpstreamCall {
 }
 
 /** Where to connect to for an address. On Linux an IPv4 address is reached by an IPv6 socket (RFC 4291, 2.5.5.2): the
- * AppArmor profile of the server allows no other, since one that it may connect with it may listen with as well. */
-export function socketAddress (host: string, platform = process.platform): string {
-  return platform === 'linux' && isIPv4(host) ? `::ffff:${host}` : host
+ * AppArmor profile of the server allows no other, since one that it may connect with it may listen with as well. Where
+ * this machine's IPv6 sockets take no such address (`net.ipv6.bindv6only`), it is reached as it is. */
+export function socketAddress (host: string, platform = process.platform, isMapped = takesMapped): string {
+  return platform === 'linux' && isIPv4(host) && isMapped() ? `::ffff:${host}` : host
 }
+
+/** What a new IPv6 socket's IPV6_V6ONLY is (ipv6(7)), asked once: it is set when a machine is set up. */
+function takesMapped (): boolean {
+  mapped ??= (() => {
+    try {
+      return readFileSync('/proc/sys/net/ipv6/bindv6only', 'latin1').trim() !== '1'
+    } catch {
+      return true
+    }
+  })()
+  return mapped
+}
+
+let mapped: boolean | undefined

@@ -162,15 +162,17 @@ export class PartialFile {
     }
   }
 
-  /** Moves the file into the store, durably; true where it is new there. Throws `verification` where leaves are
-   * missing (it can then go on), `disk-full` and the like (it is then over, and nothing is left). */
-  async complete (): Promise<boolean> {
+  /** Moves the file into the store, durably, or with `isAside` to the store's asides. Throws `verification`
+   * where leaves are missing (it can then go on), `disk-full` and the like (it is then over, and nothing is left). */
+  async complete (isAside: boolean = false): Promise<void> {
     if (this.#over) throw new PatchcordError('stopped', `the download of ${this.id} is over`)
     const missing = this.#have.length - this.#haveCount
     if (missing > 0 || this.#writing > 0) throw new PatchcordError('verification', `${missing} of ${this.#have.length} leaves of ${this.id} are missing`, { hint: 'fetch them first' })
     await this.#end()
     try {
-      return await this.#store.place({ id: this.id, size: this.size, leaves: this.#leaves, temporary: this.#path, handle: this.#handle })
+      const staged = { id: this.id, size: this.size, leaves: this.#leaves, temporary: this.#path, handle: this.#handle }
+      if (isAside) await this.#store.asides.take(staged)
+      else await this.#store.place(staged)
     } finally {
       await unlinkIfThere(statePathOf(this.#path))
       this.#store.releasePartial(this.id)
