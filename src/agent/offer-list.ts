@@ -7,7 +7,7 @@ import { safeName } from '../core/safe-name.js'
 import { contentId, parseJson } from '../core/shape.js'
 import { LEAF_BYTES } from '../files/content-id.js'
 import type { FileStore } from '../files/store.js'
-import { copyUnsynced, makeFolder, underFreeName } from './copy-out.js'
+import { copyUnsynced, makeFolder, underFreeName, type OnBytes } from './copy-out.js'
 
 // The list of an offer is itself a file of the store, so that any number of files fits into a mail:
 //   {"patchcord":"offer/1","files":[{"path":["holiday","a.jpg"],"size":3,"id":"mcpw4…"}]}
@@ -46,7 +46,7 @@ export function parseList (text: string): OfferedFile[] {
 /** Writes files of the store below `to` (made where it is missing) in the shape of the list. Nothing there is replaced:
  * a top name that is taken gets a number, and what is below it is so always in a folder that was just made. Where
  * each top name landed. Throws what the disk says. */
-export async function land (store: FileStore, files: readonly OfferedFile[], to: string): Promise<string[]> {
+export async function land (store: FileStore, files: readonly OfferedFile[], to: string, onBytes?: OnBytes): Promise<string[]> {
   await mkdir(to, { recursive: true })
   const folders = new Map<string, string>()
   const landed: string[] = []
@@ -67,16 +67,16 @@ export async function land (store: FileStore, files: readonly OfferedFile[], to:
     if (name === undefined) throw new PatchcordError('verification', 'a file of an offer has no name')
     const at = await folder(path.slice(0, -1))
     // Beside what is there already, names that are taken get their numbers in the order of the list.
-    if (path.length === 1) landed.push(await copy(store, id, at, name))
+    if (path.length === 1) landed.push(await copy(store, id, at, name, onBytes))
     else below.push({ at, name, id })
   }
   const left = below.values()
   const lanes = await Promise.allSettled(Array.from({ length: AT_ONCE }, async () => {
-    for (const { at, name, id } of left) await copy(store, id, at, name)
+    for (const { at, name, id } of left) await copy(store, id, at, name, onBytes)
   }))
   for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
   await Promise.all([to, ...folders.values()].map(syncFolder))
   return landed
 }
 
-const copy = (store: FileStore, id: ContentId, at: string, name: string): Promise<string> => underFreeName(at, name, target => copyUnsynced(store.path(id), target, false))
+const copy = (store: FileStore, id: ContentId, at: string, name: string, onBytes?: OnBytes): Promise<string> => underFreeName(at, name, target => copyUnsynced(store.path(id), target, false, onBytes))
