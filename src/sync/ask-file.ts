@@ -5,7 +5,7 @@ import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import { databaseName, parseJson } from '../core/shape.js'
 import { giverOf, type Giver } from '../files/giver.js'
 import { checkLeaves, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
-import { FILE_SIZE_HEADER } from '../files/serve.js'
+import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
 import { askPeer, readBody } from './peer-agent.js'
 
 // The questions about a file that one device asks another. Nothing that comes back is believed here but
@@ -94,7 +94,12 @@ async function read (device: DeviceId, answer: IncomingMessage, most: number): P
 
 async function ask ({ device, agent, account }: Source, path: string, headers: Record<string, string>, signal: AbortSignal): Promise<IncomingMessage> {
   const answer = await askPeer(agent, device, account === undefined ? path : `${path}?database=${encodeURIComponent(account)}`, { signal, headers, silentMs: SILENT_MS })
-  if (answer.statusCode === 200 || answer.statusCode === 206) return answer
+  if (answer.statusCode === 200 || answer.statusCode === 206) {
+    if (account === undefined || answer.headers[ACCOUNT_HEADER.toLowerCase()] === account) return answer
+    // A version that does not know the question answers another one. Nothing it gives may count for the database.
+    answer.destroy()
+    throw new PatchcordError('not-found', `device ${device} does not answer on account of a database`, { hint: 'its patchcord is older than this one' })
+  }
   answer.resume()
   if (answer.statusCode === 404) throw new PatchcordError('not-found', `device ${device} does not have it, or does not share it with this device`)
   if (answer.statusCode === 429) throw new PatchcordError('too-many', `device ${device} wants fewer requests at once`)
