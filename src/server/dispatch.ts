@@ -164,7 +164,8 @@ export class Dispatch {
         throw new PatchcordError(code, decision.reason)
       }
       if (isFeed(action)) hold('feedsPerEntry')
-      if (request.body !== undefined && request.body.length !== 0) hold('bodies')
+      // A device that pulls many databases at once asks each with a small one.
+      if (request.body !== undefined && (request.body.length ?? Infinity) > limits.smallBodyBytes) hold('bodies')
       if (expectsContinue) response.writeContinue()
       const running = { action, records, response }
       connection.running.add(running)
