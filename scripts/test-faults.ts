@@ -12,7 +12,7 @@ import { fillDisk, killAt, lie, mend, rot, shrink, stall, vanish } from '../test
 import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
 import { beGuardedBy } from '../test/fixtures/processes.js'
 import { startFaultWorld } from '../test/fixtures/fault-world.js'
-import { drawOperations, playOperations, shrink } from '../test/fixtures/grants-walk.js'
+import { drawOperations, playOperations, shrink as shrinkWalk } from '../test/fixtures/grants-walk.js'
 import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-faults.js'
 
 const KILLS = 200
@@ -142,7 +142,7 @@ async function walkGrants (): Promise<void> {
   if (failure !== undefined) {
     process.stdout.write(`operation ${failure.at}: ${failure.error.message}\n`)
     const until = performance.now() + 600_000
-    const few = await shrink(operations.slice(0, failure.at + 1), folder, () => performance.now() > until)
+    const few = await shrinkWalk(operations.slice(0, failure.at + 1), folder, () => performance.now() > until)
     process.stdout.write(`${few.length} operations that do: ${JSON.stringify(few)}\n`)
   }
   rmSync(folder, { recursive: true, force: true })

@@ -66,7 +66,7 @@ export class FileStore {
     this.#known = {
       isThere,
       mayHaveSize: async size => (await this.#largeSizes()).has(size),
-      hash: leaf => this.hashes.hash(leaf),
+      hashes: this.hashes,
       inTurn: task => this.#large.run(this.#largeTurn++ % LARGE_AT_ONCE, task),
     }
   }
