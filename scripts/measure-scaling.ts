@@ -12,7 +12,8 @@ import { startEmbeddedChild } from '../src/embedded/supervise.js'
 import { FileStore } from '../src/files/store.js'
 import { cpuSeconds, memoryBytes } from './bench/processes.js'
 
-const SIZES = [1_000, 10_000, 100_000]
+const DOCUMENTS = [1_000, 10_000, 100_000]
+const FILES = [100, 1_000, 10_000]
 const LOGIN = { username: 'owner', password: 'owner' }
 /** What is asked after each size was reached: the cost of one among so many. */
 const ASKED = 500
@@ -38,7 +39,7 @@ async function documents (): Promise<void> {
   try {
     await database.createDatabase(parseDatabaseName('db'))
     let there = 0
-    for (const size of SIZES) {
+    for (const size of DOCUMENTS) {
       const before = cpuSeconds(pid)
       const from = there
       for (; there < size; there += 500) await ask('POST', '/_bulk_docs', { docs: Array.from({ length: 500 }, (_, at) => ({ _id: idOf(there + at), text: 'x'.repeat(200) })) })
@@ -60,7 +61,7 @@ async function files (): Promise<void> {
   const store = await FileStore.open(root)
   const ids: ContentId[] = []
   try {
-    for (const size of SIZES) {
+    for (const size of FILES) {
       const sources: string[] = []
       for (let at = ids.length; at < size; at++) {
         const path = join(from, `file-${at}`)
