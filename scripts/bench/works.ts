@@ -1,5 +1,6 @@
 import type { Prepared } from './work.js'
 import { attachments, documents } from './works/couch.js'
+import { couchChanges, couchReads, idleFeeds } from './works/couch-reads.js'
 import { decision } from './works/decision.js'
 import { importing } from './works/import.js'
 import { handshakes, manyClients, oneFile, reads } from './works/port.js'
@@ -8,8 +9,8 @@ import { manySmall, oneLarge } from './works/transfer.js'
 
 /** Every work, those with goals first. */
 export const WORKS: readonly Prepared[] = [
-  oneFile, manyClients, handshakes('handshake'), oneLarge, manySmall, reads(16), documents, attachments, decision, admission,
-  handshakes('reconnect'), reads(1), reads(256), importing, idleConnections, idleDevice,
+  oneFile, manyClients, handshakes('handshake'), oneLarge, manySmall, reads(16), couchReads, couchChanges, documents, attachments, decision, admission,
+  handshakes('reconnect'), reads(1), reads(256), importing, idleFeeds, idleConnections, idleDevice,
 ]
 
 /** The programs that are measured beside patchcord, or that measure. */
