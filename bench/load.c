@@ -10,6 +10,7 @@
  *   handshake   connections are closed when the server's first ticket came: it has checked the client then
  *   hold        opens the connections, asks once on each, and keeps them until stdin ends
  *   feeds       the same, with answers that begin and do not end
+ *   stall       opens the connections, asks once on each, reads nothing of the answer, and keeps them until stdin ends
  *
  * Offers TLS_AES_128_GCM_SHA256 and X25519 alone and never resumes. Ends with one line of JSON on stdout: times in
  * microseconds, from the request (or from connect) to the last byte. Every answer but 200, and every
@@ -32,8 +33,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum mode { REQUESTS, RECONNECT, HANDSHAKE, HOLD, FEEDS };
-enum state { SHAKING, WRITING, HEAD, BODY, IDLE };
+enum mode { REQUESTS, RECONNECT, HANDSHAKE, HOLD, FEEDS, STALL };
+enum state { SHAKING, WRITING, HEAD, BODY, IDLE, STALLED };
 
 struct connection {
   int fd;
@@ -198,7 +199,10 @@ static void run(struct connection *c) {
         got = SSL_write(c->ssl, request + c->written, request_length - c->written);
         if (got > 0) {
           c->written += got;
-          if (c->written == request_length) c->state = HEAD;
+          if (c->written == request_length) {
+            c->state = mode == STALL ? STALLED : HEAD;
+            if (mode == STALL) count(c);
+          }
           continue;
         }
         break;
@@ -225,6 +229,8 @@ static void run(struct connection *c) {
           continue;
         }
         break;
+      case STALLED:
+        return;
       case IDLE:
         got = SSL_read(c->ssl, buffer, sizeof buffer);
         if (mode == HANDSHAKE && c->ticket) {
@@ -250,12 +256,12 @@ static double percentile(double part) {
 
 int main(int count_of_arguments, char **arguments) {
   if (count_of_arguments != 9) {
-    fprintf(stderr, "load <address> <port> <certificate> <key> <connections> <milliseconds> <path> requests|reconnect|handshake|hold|feeds\n");
+    fprintf(stderr, "load <address> <port> <certificate> <key> <connections> <milliseconds> <path> requests|reconnect|handshake|hold|feeds|stall\n");
     return 2;
   }
-  const char *names[] = {"requests", "reconnect", "handshake", "hold", "feeds"};
+  const char *names[] = {"requests", "reconnect", "handshake", "hold", "feeds", "stall"};
   int known = 0;
-  for (int at = 0; at < 5; at++) if (strcmp(arguments[8], names[at]) == 0) mode = at, known = 1;
+  for (int at = 0; at < 6; at++) if (strcmp(arguments[8], names[at]) == 0) mode = at, known = 1;
   address.sin6_family = AF_INET6;
   address.sin6_port = htons(atoi(arguments[2]));
   if (!known || inet_pton(AF_INET6, arguments[1], &address.sin6_addr) != 1) return 2;
@@ -285,8 +291,9 @@ int main(int count_of_arguments, char **arguments) {
   if (times == NULL || poller < 0 || all == NULL) fail("start");
 
   struct epoll_event events[256];
+  int holds = mode == HOLD || mode == FEEDS || mode == STALL;
   double from = now();
-  int started = 0, announced = 0, holds = mode == HOLD || mode == FEEDS;
+  int started = 0, announced = 0;
   if (holds) {
     struct epoll_event input = {.events = EPOLLIN, .data.ptr = NULL};
     if (epoll_ctl(poller, EPOLL_CTL_ADD, 0, &input) < 0) fail("stdin");

@@ -364,7 +364,7 @@ void t.test('an answer is the same however it comes in pieces, and what is none 
   t.end()
 })
 
-void t.test('what nobody asked for is nobody\'s answer', async t => {
+void t.test('what nobody asked for is no answer', async t => {
   const { gate, upstream } = await stand(t, `${JSON_OK}${answerText('200 OK', [], '{"of":"another"}')}`)
   for (let n = 0; n < 3; n++) t.equal((await ask(gate, { path: `/couch/db/doc-${n}` })).body.toString(), '{"ok":true}\n')
   t.equal(upstream.connections.length, 3, 'behind an answer')

@@ -266,7 +266,9 @@ class Server implements PatchcordServer {
         if (this.#files === undefined) throw new PatchcordError('not-found', 'missing')
         if (action.part === 'records') return { status: 200, bytes: answerJson(message, response, { databases: await this.#files.records(action.id) }) }
         const method = request.method === 'HEAD' ? 'HEAD' : 'GET'
-        return await serveFile(this.#files, { id: action.id, part: action.part, method, headers: request.headers }, response, this.#limits, this.#clock)
+        const served = await serveFile(this.#files, { id: action.id, part: action.part, method, headers: request.headers, account: action.account }, response, this.#limits, this.#clock)
+        if (served.ending === 'cut') this.#logger.error({ id: action.id, part: action.part, bytes: served.bytes }, 'a file of the store ended before its size, or its disk failed; the transfer was cut. `patchcord verify` tells what is damaged')
+        return served
       }
       case 'couch': {
         if (action.row.path === 'welcome') return { status: 200, bytes: sendCouchJson(response, 200, COUCH_WELCOME) }

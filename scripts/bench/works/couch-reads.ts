@@ -1,5 +1,5 @@
 import type { Contestant } from '../contest.js'
-import { holdFeeds, load } from '../clients.js'
+import { hold, load } from '../clients.js'
 import { openPatchcord, PORTS, type Behind } from '../ports.js'
 import { memoryBytes } from '../processes.js'
 import type { Prepared } from '../work.js'
@@ -14,7 +14,7 @@ interface Plan { readonly name: string, readonly title: string, readonly path: (
 
 function before ({ name, title, path }: Plan): Prepared {
   return {
-    work: { name, title, unit: 'requests/s', better: 'more', rounds: 7, ours: 'patchcord', goal: { of: 'nginx', ratio: 1 } },
+    work: { name, title, unit: 'requests/s', better: 'more', group: 'couch', rounds: 7, ours: 'patchcord', goal: { of: 'nginx', ratio: 1 } },
     prepare: async (materials, program) => {
       const couch = await openDatabase(materials, 'couchdb')
       return {
@@ -55,7 +55,7 @@ const FEEDS = 1_000
 export const idleFeeds: Prepared = {
   work: {
     name: 'feeds', title: `${FEEDS.toLocaleString('en')} idle _changes feeds beside one client that reads documents: the median it waits, with them and without`,
-    unit: 'µs', better: 'less', rounds: 7, ours: 'patchcord',
+    unit: 'µs', better: 'less', group: 'couch', rounds: 7, ours: 'patchcord',
     notes: 'Before the CouchDB that PATCHCORD_TEST_COUCHDB_URL names, or else before the embedded database. "KiB for each feed" is what the server holds more than before the first of them, TLS included.',
   },
   prepare: async (materials, program) => {
@@ -72,7 +72,7 @@ export const idleFeeds: Prepared = {
     return {
       contestants: [
         contestant('patchcord', async () => {
-          const feeds = await holdFeeds(program(), materials, port, FEEDS, `/couch/${couch.database}/_changes?feed=continuous&since=now&heartbeat=20000`)
+          const feeds = await hold(program(), materials, port, FEEDS, `/couch/${couch.database}/_changes?feed=continuous&since=now&heartbeat=20000`, 'feeds')
           try {
             const held = (memoryBytes(port.pid) - memory) / FEEDS / 1024
             const { value, also } = await read()
