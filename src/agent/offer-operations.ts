@@ -22,7 +22,7 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
         for (const path of paths) {
           const top = path.slice(path.lastIndexOf('/') + 1)
           const below = path.endsWith('/') ? path.length : path.length + 1
-          for await (const added of store.addAll(pathsOf(path), { signal })) {
+          for await (const added of store.addAll(pathsOf(path), { isLater: true, signal })) {
             if ('error' in added) throw added.error
             files.push({ path: added.path === path ? [top] : [top, ...added.path.slice(below).split('/')], size: added.size, id: added.id })
           }
