@@ -60,7 +60,7 @@ await t.test('what lies aside is given away once, and never a name that shares i
   t.strictSame([await store.has(id), await store.asides.has(id, bytes.length), await store.asides.has(id, 1)], [false, true, false], 'of another size it is not believed')
   await store.putAside(id, bytes)
   const list = [['a'], ['b'], ['c', 'd']].map(path => ({ path, size: bytes.length, id }))
-  await land(store, list, to, new Set([id]))
+  await land(store, list, to, { asides: new Set([id]) })
   const landed = ['a', 'b', 'c/d'].map(name => join(to, name))
   for (const path of landed) t.ok(readFileSync(path).equals(bytes), path)
   t.equal(new Set(landed.map(path => statSync(path).ino)).size, 3)
@@ -91,7 +91,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
     await device.call('inbox', {}, offer => { offers.push(offer) })
     return offers
   }
-  const events: object[] = []
+  const events: Array<{ event: string }> = []
   const sending = laptop.call('send', { device: 'friend', paths: [join(folder, 'holiday')] }, event => { events.push(event) })
   await lab.until('the offer', async () => (await inbox()).length === 1)
   const [offer] = await inbox()
@@ -111,7 +111,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.strictSame([status.nlink, status.mode & 0o777], [1, 0o666 & ~process.umask()], 'the person has it alone, and may change it')
   t.ok(readFileSync(join(to, 'holiday/deep/b.bin')).equals(big))
   t.match(await sending, { answer: 'done', files: 3 })
-  t.match(events[0], { event: 'offered', files: 3 })
+  t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3 })
   await lab.until('the offer being forgotten', async () => (await inbox()).length === 0 && laptop.agent.offers.sent.length === 0)
   t.strictSame(await laptop.agent.store.records(id), [], 'lending records nothing')
 

@@ -97,14 +97,20 @@ export class FileStore {
   }
 
   /** Takes in many files, `concurrency` at once (64 unless told), and yields what became of each, in order. An
-   * error is of that file alone. Leaving the loop waits for what is under way and starts no more. With `isLater` a crash may lose
-   * what was yielded, each file as a whole, until the loop has ended: for who tells nobody before. */
-  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, isLater?: boolean, signal?: AbortSignal } = {}): AsyncIterable<Added> {
-    const { concurrency = 64, isLater = false, signal } = options
+   * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and
+   * starts no more. With `isLater` a crash may lose what was yielded, each file as a whole, until the loop has ended: for who
+   * tells nobody before. */
+  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, isLater?: boolean, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
+    const { concurrency = 64, isLater = false, signal, onBytes } = options
     const under: Array<Promise<Added>> = []
     const addOne = async (path: string): Promise<Added> => {
       try {
-        return { path, ...await this.add(path, { isLater, ...signal === undefined ? {} : { signal } }) }
+        let told = 0
+        const onProgress = (done: number): void => {
+          onBytes?.(done - told)
+          told = done
+        }
+        return { path, ...await this.add(path, { onProgress, isLater, ...signal === undefined ? {} : { signal } }) }
       } catch (error) {
         signal?.throwIfAborted()
         return { path, error: fileError(error, path) }

@@ -4,7 +4,7 @@ import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import { databaseName, parseJson } from '../core/shape.js'
 import { giverOf, type Giver } from '../files/giver.js'
 import { checkLeaves, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
-import { FILE_SIZE_HEADER } from '../files/serve.js'
+import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
 import type { AnswerHead, ByteConnection, BytePool } from './byte-connection.js'
 
 // The questions about a file that one device asks another. Nothing that comes back is believed here but
@@ -70,7 +70,7 @@ export async function askRange (source: Source, id: ContentId, size: number, sta
   await bytes.get({
     path: pathFor(source, `/files/${id}`), headers: { Range: `bytes=${start}-${end - 1}` }, signal, onBytes,
     onHead: head => {
-      refuse(device, head)
+      refuse(source, head)
       const isRange = head.status === 206 && head.headers.get('content-range') === `bytes ${start}-${end - 1}/${size}` && head.length === end - start
       if (!isRange && !(head.status === 200 && start === 0 && head.length === size && end === size)) throw new PatchcordError('conflict', `device ${device} tells another size for ${id}, or answers another range`)
     },
@@ -92,7 +92,7 @@ async function askWhole (source: Source, path: string, headers: Readonly<Record<
   await source.bytes.get({
     path: pathFor(source, path), headers, signal,
     onHead: head => {
-      refuse(device, head)
+      refuse(source, head)
       const length = expect(head)
       if (head.length !== length) throw new PatchcordError('verification', `device ${device} sends ${head.length} bytes instead of ${length}`)
       body = Buffer.allocUnsafe(length)
@@ -109,8 +109,12 @@ function pathFor ({ account }: Source, path: string): string {
   return account === undefined ? path : `${path}?database=${encodeURIComponent(account)}`
 }
 
-function refuse (device: DeviceId, { status }: AnswerHead): void {
-  if (status === 200 || status === 206) return
+function refuse ({ device, account }: Source, { status, headers }: AnswerHead): void {
+  if (status === 200 || status === 206) {
+    if (account === undefined || headers.get(ACCOUNT_HEADER.toLowerCase()) === account) return
+    // A version that does not know the question answers another one. Nothing it gives may count for the database.
+    throw new PatchcordError('not-found', `device ${device} does not answer on account of a database`, { hint: 'its patchcord is older than this one' })
+  }
   if (status === 404) throw new PatchcordError('not-found', `device ${device} does not have it, or does not share it with this device`)
   if (status === 429) throw new PatchcordError('too-many', `device ${device} wants fewer requests at once`)
   throw new PatchcordError('unreachable', `device ${device} answered ${status}`)

@@ -356,7 +356,9 @@ class LeafFetch {
     // Those that answered that they do not have it, or lied, will not have it in a moment; one that was giving it may.
     const saidNo = (error: unknown): boolean => error instanceof PatchcordError && ['not-found', 'verification', 'conflict'].includes(error.code)
     const isHopeless = this.#away.size === 0 && this.#feeders.size > 0 && [...this.#feeders.values()].every(({ gone }) => saidNo(gone))
-    if (!isHopeless && clock.monotonic() - this.#aloneSince < waitMs) return
+    // Who waits for as long as it takes waits for those, too, that were never connected.
+    const isPatient = waitMs === Infinity && [...this.#feeders.values()].every(({ gone }) => gone instanceof PatchcordError && gone.code === 'not-found')
+    if ((!isHopeless || isPatient) && clock.monotonic() - this.#aloneSince < waitMs) return
     // What others do not have says nothing of the one that had it.
     if (this.#problem === undefined || (this.#away.size > 0 && saidNo(this.#problem))) throw new PatchcordError('unreachable', `no device that may have ${this.#partial.id} is connected`, { hint: '`patchcord status` says why' })
     throw this.#problem
