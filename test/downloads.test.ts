@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
-import { connect, type AddressInfo } from 'node:net'
+import { connect, createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
@@ -143,6 +143,96 @@ await t.test('the plan: every missing leaf is done once, whatever is taken, spli
     }), { numRuns: 300 })
   t.pass('the property holds')
   t.end()
+})
+
+interface Answered { readonly status: number, readonly body: string }
+
+/** A pool towards something that answers each request in these pieces; a request is whatever ends with an empty line. */
+async function scripted (t: Test, answer: (socket: Socket, count: number) => void): Promise<{ ask: () => Promise<Answered>, connections: () => number, pool: BytePool }> {
+  let connections = 0
+  const sockets = new Set<Socket>()
+  const server = createTcpServer(socket => {
+    connections += 1
+    sockets.add(socket)
+    let count = 0
+    socket.setNoDelay(true).on('error', () => undefined).on('data', (asked: Buffer) => { if (asked.toString('latin1').endsWith('\r\n\r\n')) answer(socket, ++count) })
+  }).listen({ host: '::1', port: 0 })
+  await once(server, 'listening')
+  const pool = new BytePool(async onread => {
+    const socket = connect({ host: '::1', port: (server.address() as AddressInfo).port, onread })
+    await once(socket, 'connect')
+    return socket
+  }, { host: 'peer', who: 'the peer', most: 1 })
+  t.teardown(() => {
+    pool.destroy()
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  const ask = async (): Promise<Answered> => {
+    let status = 0
+    let body = ''
+    await pool.get({ path: '/', signal: new AbortController().signal, onHead: head => {
+      status = head.status
+      if (status >= 400) throw new Error(`refused with ${status}`)
+    }, onBytes: piece => {
+      body += piece.toString('latin1')
+      return true
+    } })
+    return { status, body }
+  }
+  return { ask, connections: () => connections, pool }
+}
+
+await t.test('the connection for bytes: what is no plain answer is refused, and its connection not used again', async t => {
+  for (const [what, answer, problem] of [
+    ['another protocol', 'HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\na', /form that is not taken/],
+    ['no HTTP at all', 'hello\r\n\r\n', /form that is not taken/],
+    ['no length', 'HTTP/1.1 200 OK\r\n\r\na', /form that is not taken/],
+    ['chunks', 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n1\r\na\r\n', /form that is not taken/],
+    ['a length that is no number', 'HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n', /form that is not taken/],
+    ['more than it said', 'HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab', /more than it said/],
+    ['a head without an end', `HTTP/1.1 200 OK\r\n${'X: y\r\n'.repeat(4_000)}`, /too long/],
+    ['a refusal without a length', 'HTTP/1.1 404 Not Found\r\n\r\nno', /refused with 404/],
+    ['a long refusal', `HTTP/1.1 404 Not Found\r\nContent-Length: 99999999\r\n\r\n`, /refused with 404/],
+  ] as const) {
+    const { ask, connections } = await scripted(t, (socket, count) => { socket.write(connections() > 1 && count === 1 ? 'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n' : answer) })
+    await t.rejects(ask(), { message: problem }, what)
+    t.strictSame([await ask(), connections()], [{ status: 200, body: '' }, 2], `${what}: the next has a connection of its own`)
+  }
+  const early = await scripted(t, socket => { socket.end('HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na') })
+  await t.rejects(early.ask(), { code: 'unreachable' }, 'an answer that ends early')
+  const cut = await scripted(t, () => { cut.pool.destroy() })
+  await t.rejects(cut.ask(), { code: 'unreachable' }, 'a pool that is cut')
+})
+
+await t.test('the connection for bytes: used again, in whatever pieces an answer comes', async t => {
+  const { ask, connections } = await scripted(t, (socket, count) => { socket.write(count % 2 === 0 ? 'HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno' : 'HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc') })
+  t.strictSame(await ask(), { status: 200, body: 'abc' })
+  await t.rejects(ask(), { message: /refused with 404/ })
+  t.strictSame(await Promise.all([ask(), ask().catch(() => 'refused'), ask()]), [{ status: 200, body: 'abc' }, 'refused', { status: 200, body: 'abc' }], 'in turn')
+  t.equal(connections(), 1)
+  const closing = await scripted(t, (socket, count) => {
+    if (count === 1) socket.write('HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na')
+    else socket.destroy()
+  })
+  t.strictSame([await closing.ask(), await closing.ask()].map(({ body }) => body), ['a', 'a'], 'one that the server had closed meanwhile costs nothing')
+  t.equal(closing.connections(), 2)
+  let pieces: string[] = []
+  const split = await scripted(t, socket => {
+    const left = [...pieces]
+    const next = (): void => {
+      const piece = left.shift()
+      if (piece !== undefined) socket.write(piece, () => { setImmediate(next) })
+    }
+    next()
+  })
+  await fc.assert(fc.asyncProperty(fc.string({ unit: fc.constantFrom('a', '\r', '\n', ':'), maxLength: 60 }), fc.array(fc.nat(140), { maxLength: 5 }), async (body, cuts) => {
+    const text = `HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: ${body.length}\r\n\r\n${body}`
+    const at = [0, ...cuts.map(cut => Math.min(cut, text.length)).toSorted((one, other) => one - other), text.length]
+    pieces = at.slice(1).map((end, index) => text.slice(at[index], end))
+    return (await split.ask()).body === body
+  }), { numRuns: 60 })
+  t.pass('the property holds')
 })
 
 await t.test('one source: small files in one request, large ones leaf by leaf', async t => {

@@ -1,11 +1,12 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { formatList, land, parseList } from '../src/agent/offer-list.js'
 import { parseContentId } from '../src/core/ids.js'
 import { safeName } from '../src/core/safe-name.js'
+import { contentIdOf, leafHash } from '../src/files/content-id.js'
 import { FileStore } from '../src/files/store.js'
 import { Lab } from '../src/testing.js'
 
@@ -47,6 +48,33 @@ await t.test('landing: what is there stays, shapes stay, nothing leaves the fold
   for (const bad of ['', '{}', '[]', '{"patchcord":"offer/2","files":[]}', `{"patchcord":"offer/1","files":[{"path":"a","size":1,"id":"${id}"}]}`, `{"patchcord":"offer/1","files":[{"path":[],"size":1,"id":"${id}"}]}`, '{"patchcord":"offer/1","files":[{"path":["a"],"size":1,"id":"x"}]}', `{"patchcord":"offer/1","files":[{"path":["a"],"size":-1,"id":"${id}"}]}`]) t.throws(() => parseList(bad), { code: 'verification' }, bad)
 })
 
+await t.test('what lies aside is given away once, and never a name that shares its bytes with another', async t => {
+  const home = t.testdir({ to: {} })
+  const [store, to] = [await FileStore.open(join(home, 'files')), join(home, 'to')]
+  t.teardown(() => store.close())
+  const bytes = randomBytes(2_000)
+  const id = contentIdOf(leafHash(bytes))
+  await t.rejects(store.putAside(id, Buffer.from('another')), { code: 'verification' })
+  t.equal(await store.asides.has(id, bytes.length), false)
+  await store.putAside(id, bytes)
+  t.strictSame([await store.has(id), await store.asides.has(id, bytes.length), await store.asides.has(id, 1)], [false, true, false], 'of another size it is not believed')
+  await store.putAside(id, bytes)
+  const list = [['a'], ['b'], ['c', 'd']].map(path => ({ path, size: bytes.length, id }))
+  await land(store, list, to, { asides: new Set([id]) })
+  const landed = ['a', 'b', 'c/d'].map(name => join(to, name))
+  for (const path of landed) t.ok(readFileSync(path).equals(bytes), path)
+  t.equal(new Set(landed.map(path => statSync(path).ino)).size, 3)
+  t.equal(await store.asides.has(id, bytes.length), true, 'a process that died here does not fetch it again')
+  const path = landed.find(each => statSync(each).nlink === 2)
+  t.ok(path)
+  t.equal((await FileStore.open(store.root)).path(id), store.path(id))
+  t.equal(await store.asides.has(id, bytes.length), true, 'nor does the next process remove it')
+  writeFileSync(path!, Buffer.concat([Buffer.from('x'), bytes.subarray(1)]))
+  t.equal(await store.asides.has(id, bytes.length), false, 'unless the person changed it meanwhile')
+  t.strictSame(await store.asides.all(), [])
+  t.equal(await store.asides.drop(id), false)
+})
+
 await t.test('send and inbox: seen, accepted, refused, by rule; lent to one device, and no longer', async t => {
   const lab = await Lab.start()
   t.teardown(() => lab.stop())
@@ -77,6 +105,10 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   await t.rejects(friend.call('inbox-accept', { offer: 'ffffffff', to }), { code: 'not-found' })
   t.match(await friend.call('inbox-accept', { offer: offer!.offer, to }), { files: 3, landed: [join(to, 'holiday')] })
   t.equal(readFileSync(join(to, 'holiday/deep/nothing')).length, 0)
+  t.equal(await friend.agent.store.has(id), false, 'what was fetched for the inbox alone is not kept a second time')
+  await lab.until('nothing being left aside', async () => (await friend.agent.store.asides.all()).length === 0)
+  const status = statSync(join(to, 'holiday/deep/b.bin'))
+  t.strictSame([status.nlink, status.mode & 0o777], [1, 0o666 & ~process.umask()], 'the person has it alone, and may change it')
   t.ok(readFileSync(join(to, 'holiday/deep/b.bin')).equals(big))
   t.match(await sending, { answer: 'done', files: 3 })
   t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3 })

@@ -25,7 +25,7 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
         for (const path of paths) {
           const top = path.slice(path.lastIndexOf('/') + 1)
           const below = path.endsWith('/') ? path.length : path.length + 1
-          for await (const added of store.addAll(pathsOf(path, emit), { signal, onBytes: bytes => { meter.add(bytes) } })) {
+          for await (const added of store.addAll(pathsOf(path, emit), { isLater: true, signal, onBytes: bytes => { meter.add(bytes) } })) {
             if ('error' in added) throw added.error
             meter.add(0, 1)
             files.push({ path: added.path === path ? [top] : [top, ...added.path.slice(below).split('/')], size: added.size, id: added.id })

@@ -102,7 +102,7 @@ export class Offers {
   async list ({ device, list, size }: ReceivedOffer, signal?: AbortSignal): Promise<OfferedFile[]> {
     const { store } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
-    await this.#fetch(device, list, size, false, signal)
+    await this.#fetch(device, list, size, undefined, signal)
     const chunks: Buffer[] = []
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
     return parseList(Buffer.concat(chunks).toString('utf8'))
@@ -130,6 +130,7 @@ export class Offers {
       ids = new Set(files.map(({ id }) => id))
       for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
       await this.#setState(offer.offer, { state: 'accepted', to })
+      const before = new Set(await this.#agent.store.asides.all())
       const left = [...files]
       const total = files.reduce((sum, { size }) => sum + size, 0)
       const came = this.#telling(offer, total, onEvent)
@@ -137,7 +138,7 @@ export class Offers {
         for (let file = left.shift(); file !== undefined; file = left.shift()) {
           const { id, size } = file
           let had = 0
-          if (await this.#fetch(offer.device, id, size, true, signal, event => {
+          if (await this.#fetch(offer.device, id, size, before, signal, event => {
             if (event.event !== 'progress') onEvent(event)
             else {
               came(id, event.done - had, event.sources)
@@ -152,7 +153,7 @@ export class Offers {
       const landed = await land(this.#agent.store, files, to, { asides, onBytes: bytes => { meter.add(bytes) } })
       await this.#setState(offer.offer, { state: 'done' })
       // Only now: should this process die before, they are not fetched again.
-      for (const id of asides) if (this.#landing.get(id) === 1) await this.#agent.store.asides.drop(id)
+      await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
       return { files: files.length, bytes: total, landed }
     } finally {
@@ -221,16 +222,17 @@ export class Offers {
     }
   }
 
-  /** Fetches a file unless it is here; whether it lies aside, and not in the store. */
-  async #fetch (device: DeviceId, id: ContentId, size: number, isAside: boolean, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<boolean> {
+  /** Fetches a file unless it is here; whether it lies aside, and not in the store. Aside is where it goes where `before` says what lay there
+   * before. */
+  async #fetch (device: DeviceId, id: ContentId, size: number, before: ReadonlySet<ContentId> | undefined, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<boolean> {
     const { store, peers, downloads } = this.#agent
     if (await store.has(id)) return false
-    if (isAside && await store.asides.has(id, size)) return true
+    if (before?.has(id) === true && await store.asides.has(id, size)) return true
     const sources = (): ReturnType<typeof sourceOf>[] => {
       const peer = peers.peer(device)
       return peer?.link.connected === true ? [sourceOf(peer)] : []
     }
-    const done = await downloads.fetch(id, { size, sources, onEvent, isAside: () => isAside, ...signal === undefined ? {} : { signal } })
+    const done = await downloads.fetch(id, { size, sources, onEvent, isAside: () => before !== undefined, ...signal === undefined ? {} : { signal } })
     return done.isAside
   }
 

@@ -17,9 +17,11 @@ import { removeTemporary, temporaryIn, writeAt, type Staged } from './staging.js
 /** More than this many files at once gain nothing, and each holds a descriptor. */
 const GROUP = 128
 const COMPLETE_MODE = 0o444
+const SETTLE_LANES = 16
 
 interface Waiting {
   readonly staged: Staged
+  readonly isLater: boolean
   /** The temporary of the leaf list, until it is beside the file. */
   list?: string
   readonly resolve: (isNew: boolean) => void
@@ -31,6 +33,8 @@ export class Placement {
   readonly #partial: string
   readonly #isThere: (id: ContentId, size: number) => Promise<boolean>
   readonly #shards = new Set<string>()
+  /** Folders with names that a crash may still lose. */
+  readonly #unsynced = new Set<string>()
   #waiting: Waiting[] = []
   #isRunning = false
 
@@ -40,13 +44,33 @@ export class Placement {
     this.#isThere = isThere
   }
 
-  /** Resolves once the file is in place and durable: true, or false where it was there already. Takes over `staged`:
-   * its handle is closed and its temporary gone in every case. Throws `disk-full` and the like. */
-  async place (staged: Staged): Promise<boolean> {
+  /** Resolves once the file is in place and durable: true, or false where it was there already. With `isLater` a crash may
+   * lose it as a whole until `settle` resolved. Takes over `staged`: its handle is closed and its temporary gone in every
+   * case. Throws `disk-full` and the like. */
+  async place (staged: Staged, isLater = false): Promise<boolean> {
     return await new Promise((resolve, reject) => {
-      this.#waiting.push({ staged, resolve, reject })
+      this.#waiting.push({ staged, isLater, resolve, reject })
       if (!this.#isRunning) void this.#run()
     })
+  }
+
+  /** Makes durable what was placed for later, or that one file. Of many small files nearly each has a folder of its own: synced with its file, a
+   * folder costs the disk as much as the file; at the end, when the journal has it all, next to nothing. */
+  async settle (id?: ContentId): Promise<void> {
+    const left = [...this.#unsynced].filter(shard => id === undefined || shard === shardOf(this.#root, id))
+    const lane = async (): Promise<void> => {
+      for (let shard = left.pop(); shard !== undefined; shard = left.pop()) {
+        this.#unsynced.delete(shard)
+        try {
+          await syncFolder(shard)
+        } catch (error) {
+          this.#unsynced.add(shard)
+          throw fileError(error, shard)
+        }
+      }
+    }
+    const lanes = await Promise.allSettled(Array.from({ length: SETTLE_LANES }, lane))
+    for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
   }
 
   async #run (): Promise<void> {
@@ -89,6 +113,7 @@ export class Placement {
       await this.#discard(waiting)
       old.add(waiting)
     })
+    for (const waiting of old) if (!waiting.isLater) await this.settle(waiting.staged.id).catch(waiting.reject)
     for (const { resolve } of old) resolve(false)
     live = live.filter(waiting => !old.has(waiting))
     await each(async waiting => { await this.#settle(waiting) })
@@ -103,7 +128,8 @@ export class Placement {
     const lists = this.#syncShards(withList)
     await each(async waiting => { await lists.get(this.#shard(waiting)) })
     await each(async ({ staged }) => { await rename(staged.temporary, pathOf(this.#root, staged.id)) })
-    const files = this.#syncShards(live)
+    for (const waiting of live) if (waiting.isLater) this.#unsynced.add(this.#shard(waiting))
+    const files = this.#syncShards(live.filter(({ isLater }) => !isLater))
     await each(async waiting => { await files.get(this.#shard(waiting)) })
     for (const { resolve } of live) resolve(true)
   }

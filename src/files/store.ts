@@ -86,17 +86,22 @@ export class FileStore {
   /** Takes in the regular file at `path`; resolves once it is durable. `isNew` is false where it was there
    * already (one pass of hashing, nothing written). Throws `unreadable`, `changed-while-read`, `disk-full` or
    * the signal's reason; the store is then as it was. */
-  async add (path: string, options: ImportOptions = {}): Promise<{ id: ContentId, size: number, isNew: boolean }> {
+  async add (path: string, options: ImportOptions & { readonly isLater?: boolean } = {}): Promise<{ id: ContentId, size: number, isNew: boolean }> {
     const staged = await stage(path, this.#partial, this.#known, options)
-    if (!('temporary' in staged)) return { ...staged, isNew: false }
+    if (!('temporary' in staged)) {
+      if (options.isLater !== true) await this.#placement.settle(staged.id)
+      return { ...staged, isNew: false }
+    }
     const { id, size } = staged
-    return { id, size, isNew: await this.place(staged) }
+    return { id, size, isNew: await this.place(staged, options.isLater) }
   }
 
-  /** Takes in many files, `concurrency` at once (32 unless told), and yields what became of each, in order. An
-   * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and starts no more. */
-  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
-    const { concurrency = 32, signal, onBytes } = options
+  /** Takes in many files, `concurrency` at once (64 unless told), and yields what became of each, in order. An
+   * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and
+   * starts no more. With `isLater` a crash may lose what was yielded, each file as a whole, until the loop has ended: for who
+   * tells nobody before. */
+  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, isLater?: boolean, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
+    const { concurrency = 64, isLater = false, signal, onBytes } = options
     const under: Array<Promise<Added>> = []
     const addOne = async (path: string): Promise<Added> => {
       try {
@@ -105,7 +110,7 @@ export class FileStore {
           onBytes?.(done - told)
           told = done
         }
-        return { path, ...await this.add(path, { onProgress, ...signal === undefined ? {} : { signal } }) }
+        return { path, ...await this.add(path, { onProgress, isLater, ...signal === undefined ? {} : { signal } }) }
       } catch (error) {
         signal?.throwIfAborted()
         return { path, error: fileError(error, path) }
@@ -121,14 +126,15 @@ export class FileStore {
         if (first !== undefined) yield await first
       }
       for (let first = under.shift(); first !== undefined; first = under.shift()) yield await first
+      if (isLater) await this.#placement.settle()
     } finally {
       await Promise.allSettled(under)
     }
   }
 
   /** Puts a hashed temporary in place; for `partial.ts`. True where it is new. */
-  async place (staged: Staged): Promise<boolean> {
-    const isNew = await this.#placement.place(staged)
+  async place (staged: Staged, isLater = false): Promise<boolean> {
+    const isNew = await this.#placement.place(staged, isLater)
     if (isNew && staged.size > LEAF_BYTES) (await this.#sizes)?.add(staged.size)
     return isNew
   }

@@ -265,8 +265,21 @@ export class BytePool {
   }
 
   async #open (signal: AbortSignal): Promise<ByteConnection> {
-    const cut = AbortSignal.any([signal, this.#cut.signal])
-    return await ByteConnection.open(onread => this.#dial(onread, cut), this.#host, this.#who)
+    const cuts = this.#cut.signal
+    const over = new AbortController()
+    return await new Promise<ByteConnection>((resolve, reject) => {
+      // At once, whatever the other side does of it: one that is stopped neither answers nor closes.
+      const end = (event: Event): void => {
+        const { reason } = event.target as AbortSignal
+        over.abort(reason)
+        reject(reason as Error)
+      }
+      for (const one of [signal, cuts]) one.addEventListener('abort', end, { once: true })
+      ByteConnection.open(onread => this.#dial(onread, over.signal), this.#host, this.#who).then(connection => {
+        if (over.signal.aborted) connection.destroy()
+        resolve(connection)
+      }, reject).finally(() => { for (const one of [signal, cuts]) one.removeEventListener('abort', end) })
+    })
   }
 
   async #turn (signal: AbortSignal): Promise<void> {

@@ -112,8 +112,9 @@ class Download {
   /** What an earlier attempt left, where it is of the right size. */
   async #resume (): Promise<PartialFile | undefined> {
     // The ID of the empty file says all of it. It is fetched all the same: that a source has it is what counts.
-    const resumed = this.#id === EMPTY_ID ? undefined : await PartialFile.resume(this.#store, this.#id)
+    // Nor does a file of one leaf leave anything behind.
     const { size } = this.#options
+    const resumed = this.#id === EMPTY_ID || (size !== undefined && size <= LEAF_BYTES) ? undefined : await PartialFile.resume(this.#store, this.#id)
     if (resumed === undefined || size === undefined || resumed.size === size) return resumed
     await resumed.discard()
     return undefined
