@@ -8,14 +8,18 @@ import { mkdtempSync, rmdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LEAF_BYTES } from '../src/files/content-id.js'
-import { fillDisk, killAt, lie, stall, vanish } from '../test/fixtures/download-faults.js'
+import { fillDisk, killAt, lie, mend, rot, shrink, stall, vanish } from '../test/fixtures/download-faults.js'
 import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
+import { beGuardedBy } from '../test/fixtures/processes.js'
 import { startFaultWorld } from '../test/fixtures/fault-world.js'
-import { drawOperations, playOperations, shrink } from '../test/fixtures/grants-walk.js'
+import { drawOperations, playOperations, shrink as shrinkWalk } from '../test/fixtures/grants-walk.js'
 import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-faults.js'
 
 const KILLS = 200
-const LEAVES = 192
+const LEAVES = 96
+// It may run beside other work for an hour.
+beGuardedBy(300_000)
+
 const args = process.argv.slice(2)
 const parts = args.filter(arg => arg === 'state' || arg === 'downloads' || arg === 'pairing' || arg === 'grants')
 let seed = Number(args.find(arg => /^\d+$/.test(arg)) ?? 1)
@@ -51,6 +55,12 @@ async function faultState (): Promise<void> {
 
 async function faultDownloads (): Promise<void> {
   const world = await startFaultWorld(mkdtempSync(join(tmpdir(), 'pcf-')), 2, LEAVES * LEAF_BYTES + 11)
+  // Distrust lasts for a session.
+  const newSession = async (): Promise<void> => {
+    await world.receiver.stop()
+    await world.receiver.start()
+    await world.receiver.connected(2)
+  }
   try {
     for (let run = 1; run <= KILLS; run++) {
       const leaves = Math.floor(random() * LEAVES)
@@ -66,12 +76,24 @@ async function faultDownloads (): Promise<void> {
     for (let run = 1; run <= 10; run++) say((await vanish(world, Math.floor(random() * LEAVES))).right, 'a source that vanishes')
     for (let run = 1; run <= 10; run++) {
       const leaf = Math.floor(random() * LEAVES)
-      const { right, dropped } = await lie(world, leaf)
-      say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a source that lies in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
-      // Distrust lasts for a session.
-      await world.receiver.stop()
-      await world.receiver.start()
-      await world.receiver.connected(2)
+      const { right, dropped } = await rot(world, leaf)
+      say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a file that rots under the server in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
+      await mend(world)
+      await newSession()
+    }
+    for (let run = 1; run <= 10; run++) {
+      const leaves = Math.floor(random() * LEAVES / 2)
+      const { right, dropped, isNamed } = await shrink(world, leaves)
+      say(right && dropped.length === 0, `a file that shrinks under the server to ${leaves} leaves${isNamed ? ', which its log names' : ' (none of what is gone was asked for)'}`)
+      await mend(world)
+      await newSession()
+    }
+    for (let run = 1; run <= 10; run++) {
+      const leaf = Math.floor(random() * LEAVES)
+      const { right, dropped, isLogged, askedAgain } = await lie(world, leaf)
+      const isNamed = dropped.length === 0 || (isLogged && dropped.every(({ device, leaf: at }) => device === world.sources[0]?.service?.ready.device && at !== null && at % 100 === leaf % 100))
+      say(right && isNamed && askedAgain === 0, `a peer that lies in one leaf of a hundred (${leaf % 100})${dropped.length === 0 ? ', which it was not asked for' : ', and is dropped'}`)
+      await newSession()
     }
   } finally {
     await world.stop()
@@ -120,7 +142,7 @@ async function walkGrants (): Promise<void> {
   if (failure !== undefined) {
     process.stdout.write(`operation ${failure.at}: ${failure.error.message}\n`)
     const until = performance.now() + 600_000
-    const few = await shrink(operations.slice(0, failure.at + 1), folder, () => performance.now() > until)
+    const few = await shrinkWalk(operations.slice(0, failure.at + 1), folder, () => performance.now() > until)
     process.stdout.write(`${few.length} operations that do: ${JSON.stringify(few)}\n`)
   }
   rmSync(folder, { recursive: true, force: true })

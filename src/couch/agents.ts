@@ -30,7 +30,9 @@ export class UpstreamPools {
   readonly #target: UpstreamTarget
   readonly #feedSockets: number
   readonly #clock: Clock
-  readonly #pools = new Map<string, Pools & { busy: number }>()
+  readonly #pools = new Map<string, Counted>()
+  /** Counts uses, in place of time. */
+  #uses = 0
 
   /** `feedSockets` is how many feeds one entry may have. */
   constructor (target: UpstreamTarget, feedSockets: number, clock: Clock) {
@@ -41,11 +43,14 @@ export class UpstreamPools {
 
   /** The pools of an entry, in use until `release`. */
   acquire (entry: string): Pools {
-    const pools = this.#pools.get(entry) ?? this.#make()
+    let pools = this.#pools.get(entry)
+    if (pools === undefined) {
+      this.#evict()
+      pools = this.#make()
+      this.#pools.set(entry, pools)
+    }
     pools.busy++
-    this.#pools.delete(entry)
-    this.#pools.set(entry, pools)
-    this.#evict()
+    pools.used = ++this.#uses
     return pools
   }
 
@@ -60,25 +65,27 @@ export class UpstreamPools {
     this.#pools.clear()
   }
 
-  #make (): Pools & { busy: number } {
+  #make (): Counted {
     const kept = (most: number): KeptConnections => new KeptConnections(this.#target, most, this.#clock)
     return {
       kept: { documents: kept(DOCUMENT_SOCKETS), feeds: kept(this.#feedSockets) },
       agents: { documents: agent(DOCUMENT_SOCKETS), feeds: agent(this.#feedSockets) },
       busy: 0,
+      used: 0,
     }
   }
 
   #evict (): void {
-    if (this.#pools.size <= MOST_ENTRIES) return
-    for (const [entry, pools] of this.#pools) {
-      if (pools.busy > 0) continue
-      end(pools)
-      this.#pools.delete(entry)
-      return
-    }
+    if (this.#pools.size < MOST_ENTRIES) return
+    const [oldest] = [...this.#pools].filter(([, { busy }]) => busy === 0).toSorted(([, one], [, other]) => one.used - other.used)
+    if (oldest === undefined) return
+    end(oldest[1])
+    this.#pools.delete(oldest[0])
   }
 }
+
+/** With how many of its requests run, and when it was used last. */
+type Counted = Pools & { busy: number, used: number }
 
 function agent (maxSockets: number): Agent {
   return new Agent({ keepAlive: true, maxSockets, maxFreeSockets: maxSockets, timeout: IDLE_MS })

@@ -32,20 +32,22 @@ export class AnswerParser {
   #left = 0
   #headBytes = 0
   #at = 0
+  #end = 0
 
   constructor (method: string, sink: AnswerSink) {
     this.#hasNoBody = method === 'HEAD'
     this.#sink = sink
   }
 
-  /** Takes the next bytes and says whether the answer is whole. Throws BadAnswer. What comes after the end is not
+  /** Takes the first `length` bytes of `bytes` and says whether the answer is whole. Throws BadAnswer. What comes after the end is not
    * looked at: nobody asked for it, and the connection is not to be used again. */
-  read (bytes: Buffer): boolean {
+  read (bytes: Buffer, length: number): boolean {
     this.hasBegun = true
     this.#at = 0
+    this.#end = length
     while (this.#step(bytes));
     if (this.#state !== 'whole') return false
-    if (this.#at < bytes.length) this.isReusable = false
+    if (this.#at < length) this.isReusable = false
     return true
   }
 
@@ -66,10 +68,12 @@ export class AnswerParser {
     const before = this.#text.length
     let text: string
     if (before === 0) {
-      const end = bytes.indexOf('\r\n\r\n', this.#at, 'latin1')
-      text = bytes.toString('latin1', this.#at, end === -1 ? bytes.length : end + 4)
+      text = bytes.toString('latin1', this.#at, Math.min(this.#end, this.#at + MOST_HEAD))
+      const end = text.indexOf('\r\n\r\n')
+      if (end !== -1) text = text.slice(0, end + 4)
+      else if (this.#at + text.length < this.#end) throw new BadAnswer('a head that is too large')
     } else {
-      const all = this.#text + bytes.toString('latin1', this.#at)
+      const all = this.#text + bytes.toString('latin1', this.#at, this.#end)
       const end = all.indexOf('\r\n\r\n')
       text = end === -1 ? all : all.slice(0, end + 4)
     }
@@ -77,7 +81,7 @@ export class AnswerParser {
     if (!text.endsWith('\r\n\r\n')) {
       if (!'HTTP/1.'.startsWith(text.slice(0, 7))) throw new BadAnswer('what is not HTTP')
       this.#text = text
-      this.#at = bytes.length
+      this.#at = this.#end
       return false
     }
     this.#at += text.length - before
@@ -108,7 +112,7 @@ export class AnswerParser {
   }
 
   #readBody (bytes: Buffer, next: 'whole' | 'chunk end'): boolean {
-    const end = Math.min(bytes.length, this.#at + this.#left)
+    const end = Math.min(this.#end, this.#at + this.#left)
     if (end === this.#at) return false
     const chunk = bytes.subarray(this.#at, end)
     this.#left -= chunk.length
@@ -147,13 +151,16 @@ export class AnswerParser {
 
   /** The next line without its end, or undefined while that has not come. */
   #readLine (bytes: Buffer, most = MOST_CHUNK_LINE): string | undefined {
-    if (this.#at >= bytes.length) return undefined
-    const end = bytes.indexOf(0x0a, this.#at)
-    const text = this.#text + bytes.toString('latin1', this.#at, end === -1 ? bytes.length : end + 1)
-    if (text.length > most) throw new BadAnswer('a line that is too long')
-    this.#at = end === -1 ? bytes.length : end + 1
-    this.#text = end === -1 ? text : ''
-    if (end === -1) return undefined
+    if (this.#at >= this.#end) return undefined
+    const found = bytes.indexOf(0x0a, this.#at)
+    // What lies behind the end of what was read is of another answer.
+    const isWhole = found !== -1 && found < this.#end
+    const next = isWhole ? found + 1 : this.#end
+    if (this.#text.length + next - this.#at > most) throw new BadAnswer('a line that is too long')
+    const text = this.#text + bytes.toString('latin1', this.#at, next)
+    this.#at = next
+    this.#text = isWhole ? '' : text
+    if (!isWhole) return undefined
     if (!text.endsWith('\r\n')) throw new BadAnswer('a bare line end')
     return text.slice(0, -2)
   }

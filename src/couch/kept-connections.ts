@@ -121,7 +121,7 @@ class KeptConnection {
     this.#pool = pool
     this.#socket = createConnection({
       host: socketAddress(host), port, noDelay: true,
-      onread: { buffer, callback: (length, bytes) => { this.#read((bytes as Buffer).subarray(0, length)); return true } },
+      onread: { buffer, callback: (length, bytes) => { this.#read(bytes as Buffer, length); return true } },
     })
     this.#socket.on('error', error => { this.#end(error) })
     this.#socket.on('end', () => { this.#end(reset('CouchDB closed the connection')) })
@@ -159,13 +159,13 @@ class KeptConnection {
     this.#end(reset('the connection was closed'))
   }
 
-  #read (bytes: Buffer): void {
+  #read (bytes: Buffer, length: number): void {
     const call = this.#call
     // Nobody asked: were it kept, the next request would take it for its answer.
     if (call === undefined) return this.destroy()
     let isWhole: boolean
     try {
-      isWhole = call.parser.read(bytes)
+      isWhole = call.parser.read(bytes, length)
     } catch (error) {
       return this.#end(error instanceof BadAnswer ? new PatchcordError('upstream-down', `CouchDB sent ${error.message}`) : error as Error)
     }
@@ -263,7 +263,8 @@ const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/
 function headText ({ method, path, headers }: UpstreamHead): string {
   if (!VISIBLE.test(path) || !/^[A-Z]+$/.test(method)) throw new PatchcordError('internal', 'a request line that is none')
   let text = `${method} ${path} HTTP/1.1\r\n`
-  for (const [name, value] of Object.entries(headers)) {
+  for (const name of Object.keys(headers)) {
+    const value = headers[name]!
     if (!VALUE.test(value)) throw new PatchcordError('internal', 'a header value that is none')
     text += `${name}: ${value}\r\n`
   }

@@ -60,7 +60,6 @@ export class CouchProxy {
   readonly #context: TransferContext
   readonly #pools: UpstreamPools
   readonly #checkpoints: Checkpoints
-  readonly #transfers = new Set<Transfer>()
   #closed = false
 
   /** Throws `bad-env` for a URL that is not one of a literal loopback address. Opens nothing. */
@@ -69,7 +68,7 @@ export class CouchProxy {
     this.#limits = Object.freeze({ ...DEFAULT_LIMITS, ...limits })
     this.#host = formatAddress(this.#target)
     const { stallMs, upstreamMs } = this.#limits
-    this.#context = { limits: this.#limits, logger, patrol: new Patrol(clock, Math.min(stallMs, upstreamMs)) }
+    this.#context = { limits: this.#limits, logger, patrol: new Patrol<Transfer>(clock, Math.min(stallMs, upstreamMs)) }
     this.#pools = new UpstreamPools(this.#target, this.#limits.feedsPerEntry, clock)
     this.#checkpoints = new Checkpoints(this.#limits.checkpoints)
   }
@@ -106,7 +105,6 @@ export class CouchProxy {
       isFeed: feed,
       check: mayHaveBody ? createBodyCheck(row.body, this.#limits, principal.relation) : undefined,
     }, body, response, this.#context)
-    this.#transfers.add(transfer)
     let status = 0
     try {
       const forwarded = await transfer.done
@@ -115,7 +113,6 @@ export class CouchProxy {
     } finally {
       // What was cut may have been written; what was refused was not.
       if (status >= 400 && status < 499) undoCount()
-      this.#transfers.delete(transfer)
       this.#pools.release(principal.entry)
     }
   }
@@ -123,7 +120,7 @@ export class CouchProxy {
   /** Ends every running transfer and connection, and resolves when all of them are told. */
   async close (): Promise<void> {
     this.#closed = true
-    const running = [...this.#transfers]
+    const running = this.#context.patrol.all()
     for (const transfer of running) transfer.close()
     await Promise.allSettled(running.map(transfer => transfer.done))
     this.#pools.close()

@@ -34,7 +34,7 @@ export interface TransferPlan extends UpstreamHead {
 
 export interface TransferContext {
   readonly limits: Pick<Limits, 'stallMs' | 'upstreamMs' | 'heartbeatMs'>
-  readonly patrol: Patrol
+  readonly patrol: Patrol<Transfer>
   readonly logger: Logger
 }
 
@@ -49,6 +49,7 @@ const CLIENT_LEFT = 499
  * goes at once; nothing that was cut ever looks complete to either.
  */
 export class Transfer implements UpstreamListener, Watched {
+  place = -1
   /** Rejects with PatchcordError while no answer was begun; resolves in every other case. */
   readonly done: Promise<Forwarded>
   readonly #plan: TransferPlan

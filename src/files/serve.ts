@@ -18,6 +18,8 @@ export interface FileRequest {
   readonly method: 'GET' | 'HEAD'
   /** Names in lower case. */
   readonly headers: ReadonlyMap<string, string>
+  /** The database on whose account it was asked for and allowed. */
+  readonly account?: string | undefined
 }
 
 export interface Served {
@@ -29,6 +31,10 @@ export interface Served {
 
 /** Header of a leaf list's answer: the size of the file, in decimal. */
 export const FILE_SIZE_HEADER = 'Patchcord-File-Size'
+
+/** Header of an answer on account of a database: its name. Who asked so sees that the question was understood; a server
+ * that knows no accounts would answer for any reason it has. */
+export const ACCOUNT_HEADER = 'Patchcord-Database'
 
 /** Bodies up to this size get a buffer of their own, so that a thousand small files hold no large ones. */
 const SMALL_BYTES = 65_536
@@ -91,13 +97,13 @@ async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<B
 }
 
 /** What to answer, in the order of RFC 9110 section 13.2.2. Range means nothing for HEAD (section 14.2). */
-function plan ({ id, method, headers: asked }: FileRequest, { size, extra }: Body): { status: Served['status'], headers: Record<string, string>, start: number, length: number } {
+function plan ({ id, method, headers: asked, account }: FileRequest, { size, extra }: Body): { status: Served['status'], headers: Record<string, string>, start: number, length: number } {
   const etag = `"${id}"`
   // A file is whatever its owner put there; a browser that shows it must neither guess a type nor run it.
   const always = { 'X-Content-Type-Options': 'nosniff', 'Content-Security-Policy': 'sandbox', 'Accept-Ranges': 'bytes' }
   // Immutable, because the name is the content; private, because only this caller was allowed it.
   const known = { ...always, 'ETag': etag, 'Cache-Control': 'private, immutable, max-age=31536000' }
-  const whole = { ...known, ...extra, 'Content-Type': 'application/octet-stream' }
+  const whole = { ...known, ...extra, ...account === undefined ? {} : { [ACCOUNT_HEADER]: account }, 'Content-Type': 'application/octet-stream' }
   if (matchFails(asked.get('if-match'), etag)) {
     return { status: 412, headers: { ...always, 'Content-Length': '0' }, start: 0, length: 0 }
   }

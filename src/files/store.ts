@@ -66,7 +66,7 @@ export class FileStore {
     this.#known = {
       isThere,
       mayHaveSize: async size => (await this.#largeSizes()).has(size),
-      hash: leaf => this.hashes.hash(leaf),
+      hashes: this.hashes,
       inTurn: task => this.#large.run(this.#largeTurn++ % LARGE_AT_ONCE, task),
     }
   }
@@ -94,13 +94,18 @@ export class FileStore {
   }
 
   /** Takes in many files, `concurrency` at once (32 unless told), and yields what became of each, in order. An
-   * error is of that file alone. Leaving the loop waits for what is under way and starts no more. */
-  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, signal?: AbortSignal } = {}): AsyncIterable<Added> {
-    const { concurrency = 32, signal } = options
+   * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and starts no more. */
+  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
+    const { concurrency = 32, signal, onBytes } = options
     const under: Array<Promise<Added>> = []
     const addOne = async (path: string): Promise<Added> => {
       try {
-        return { path, ...await this.add(path, signal === undefined ? {} : { signal }) }
+        let told = 0
+        const onProgress = (done: number): void => {
+          onBytes?.(done - told)
+          told = done
+        }
+        return { path, ...await this.add(path, { onProgress, ...signal === undefined ? {} : { signal } }) }
       } catch (error) {
         signal?.throwIfAborted()
         return { path, error: fileError(error, path) }

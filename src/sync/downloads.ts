@@ -88,7 +88,8 @@ export class Downloads {
   }
 
   /** Goes on with what an earlier process was asked for and did not end. Runs in the background until it is done, or
-   * until those who could have it say that they do not; it waits for devices for as long as it takes. `onDone` is told of
+   * until all who had it lied; it waits for as long as it takes, for devices that are not connected as well: that the others do not
+   * have it says nothing of them. `onDone` is told of
    * each that came. */
   goOn (sources: (id: ContentId) => () => readonly Source[], onDone: (id: ContentId, done: Downloaded) => Promise<void>): void {
     for (const { id, size } of this.#queue.all) {
