@@ -28,7 +28,7 @@ async function startWorld (answer: Answer = socket => { socket.write(JSON_OK) })
   const arrived: ParsedRequest[] = []
   const upstream = await RawUpstream.start((socket, request, index) => {
     arrived.push(request)
-    answer(socket, request, index)
+    return answer(socket, request, index)
   })
   const child = spawn(process.execPath, [SCRIPT], { env: {}, stdio: ['pipe', 'pipe', 'ignore'] })
   const exited = once(child, 'close')
