@@ -75,4 +75,4 @@ async function fill (url: string, documents: number, attachment: number): Promis
 }
 
 export const documents = replication({ name: 'replication', title: '10,000 documents replicated by PouchDB, through the port and from the database directly', documents: 10_000, attachment: 0, rounds: 3 })
-export const attachments = replication({ name: 'attachments', title: '500 documents with 1 MiB attachments replicated by PouchDB, through the port and from the database directly', documents: 500, attachment: MIB, rounds: 3 })
+export const attachments = replication({ name: 'attachments', title: '500 documents with 1 MiB attachments replicated by PouchDB, through the port and from the database directly', documents: 500, attachment: MIB, rounds: 2 })
