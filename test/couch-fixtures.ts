@@ -28,7 +28,7 @@ export interface Recorded {
   closed: boolean
 }
 
-export type Answer = (socket: Socket, request: ParsedRequest, index: number) => void
+export type Answer = (socket: Socket, request: ParsedRequest, index: number) => void | Promise<void>
 
 /** A server that parses nothing but framing, keeps every byte it got, and answers as told. */
 export class RawUpstream {
@@ -69,7 +69,7 @@ export class RawUpstream {
       const complete = parseRequests(recorded.bytes)
       while (answered < complete.length) {
         const request = complete[answered++]!
-        this.#answer(socket, request, answered)
+        void this.#answer(socket, request, answered)
       }
     })
     socket.on('end', () => { recorded.closed = true; socket.end() })

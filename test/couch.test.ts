@@ -376,6 +376,62 @@ void t.test('what nobody asked for is no answer', async t => {
   t.equal((await ask(gate, { path: '/couch/db/doc' })).body.toString(), '{"ok":true}\n')
 })
 
+void t.test('a broken answer is 502 before its head and a cut after it, and the next request gets its own answer', async t => {
+  const chunked = (chunks: string): string => `HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n${chunks}`
+  // What breaks in the same breath as the head is 502, too. What the client gets: a status, and whether the answer is whole. `end` closes upstream's side after the bytes.
+  const faults: ReadonlyArray<[name: string, answer: string, end: boolean, status: number, isWhole: boolean]> = [
+    ['nothing', '', true, 502, true],
+    ['half a head', 'HTTP/1.1 200 OK\r\nContent-Le', true, 502, true],
+    ['10,000 headers', `HTTP/1.1 200 OK\r\n${'X: y\r\n'.repeat(10_000)}Content-Length: 2\r\n\r\n{}`, false, 502, true],
+    ['a folded header', 'HTTP/1.1 200 OK\r\nX: y\r\n Content-Length: 9\r\nContent-Length: 2\r\n\r\n{}', false, 502, true],
+    ['a length with a sign', 'HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n{}', false, 502, true],
+    ['a length in hexadecimal', 'HTTP/1.1 200 OK\r\nContent-Length: 0x2\r\n\r\n{}', false, 502, true],
+    ['TLS', '\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03', false, 502, true],
+    ['less than its length, and the end', 'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}', true, 200, false],
+    ['no chunk', chunked('1\r\n{\r\nzz\r\n{}\r\n0\r\n\r\n'), false, 200, false],
+    ['a chunk with a sign', chunked('1\r\n{\r\n-2\r\n{}\r\n0\r\n\r\n'), false, 200, false],
+    ['a chunk longer than its size', chunked('1\r\n{\r\n1\r\n{}\r\n0\r\n\r\n'), false, 200, false],
+    ['a chunk of more than there can be', chunked('1\r\n{\r\nfffffffffffffffff\r\n{}'), false, 200, false],
+    ['the end before the last chunk', chunked('2\r\n{}\r\n'), true, 200, false],
+    ['more than its length', `HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}${answerText('200 OK', [], 'SMUGGLED')}`, false, 200, true],
+    ['more behind the last chunk', chunked(`2\r\n{}\r\n0\r\n\r\n${answerText('200 OK', [], 'SMUGGLED')}`), false, 200, true],
+    ['a 204 with a body', answerText('204 No Content', [], answerText('200 OK', [], 'SMUGGLED')), false, 204, true],
+    ['a 304 with a body', answerText('304 Not Modified', [], answerText('200 OK', [], 'SMUGGLED')), false, 304, true],
+  ]
+  for (const request of [{ path: '/couch/db/doc' }, { method: 'PUT', path: '/couch/db/doc', body: '{}' }]) {
+    for (const [name, text, end, status, isWhole] of faults) {
+      const { gate, upstream } = await stand(t, async socket => {
+        const head = isWhole ? text.length : text.indexOf('{') + 3
+        socket.write(text.slice(0, head), 'latin1')
+        // What breaks after the head breaks when the client has it, and a byte of the body.
+        if (!isWhole) await sleep(30)
+        socket.write(text.slice(head), 'latin1')
+        if (end) socket.end()
+      })
+      const what = `${name}, for ${request.method ?? 'GET'}`
+      const answer = await ask(gate, request).catch((error: unknown) => ({ status: 200, complete: false, body: Buffer.from(String(systemCode(error))) }))
+      t.strictSame([answer.status, answer.complete], [status, isWhole], what)
+      t.notMatch(answer.body.toString(), /SMUGGLED/, what)
+      upstream.answer(socket => { socket.write(answerText('200 OK', ['Content-Type: application/json'], '{"next":1}')) })
+      t.equal((await ask(gate, request)).body.toString(), '{"next":1}', `after ${what}`)
+    }
+  }
+})
+
+void t.test('a head that never ends is 504', async t => {
+  for (const line of ['y', '\r\n\r\nHTTP/1.1 103 Early Hints\r\nX: ']) for (const request of [{ path: '/couch/db/doc' }, { method: 'PUT', path: '/couch/db/doc', body: '{}' }]) {
+    let drip: NodeJS.Timeout | undefined
+    const { gate, upstream } = await stand(t, socket => {
+      socket.write('HTTP/1.1 103 Early Hints\r\nX: ')
+      drip = setInterval(() => { socket.write(line) }, 10)
+    }, { limits: { upstreamMs: 200, stallMs: 100 } })
+    t.equal((await ask(gate, request)).status, 504, request.method ?? 'GET')
+    clearInterval(drip)
+    t.match(gate.outcomes, [{ code: 'upstream-slow' }])
+    t.ok(await eventually(() => upstream.connections.every(({ closed }) => closed)))
+  }
+})
+
 void t.test('a 404 is ours, to the byte', async t => {
   const { gate } = await stand(t, answerText('404 Object Not Found', ['Content-Type: application/json', 'Server: CouchDB/3', 'X-Couch-Request-ID: 7'], '{"error":"not_found","reason":"Database does not exist."}\n'), { principal: peer })
   const strip = (text: string): string => text.replace(/Date: [^\r]*\r\n/, '')

@@ -49,7 +49,7 @@ export async function setUpCouch ({ root, device, url, login, closePublic, allow
   try {
     if (!await isAdministrator(client)) throw new PatchcordError('refused', `${login.username} is no administrator of CouchDB at ${client.url}`, { hint: 'give the login of one; it is used once and not kept' })
     const exposed = await exposure(client)
-    if (exposed.length > 0 && !allowExposed) throw new PatchcordError('refused', exposed.join('; '), { hint: 'set bind_address of [chttpd] to ::1 or 127.0.0.1, or say --allow-exposed' })
+    if (exposed.length > 0 && !allowExposed) throw new PatchcordError('refused', exposed.join('; '), { hint: 'keep it to loopback (bind_address of [chttpd]; for Erlang inet_dist_use_interface in vm.args, and ERL_EPMD_ADDRESS), or say --allow-exposed' })
     const created: string[] = []
     for (const name of SYSTEM_DATABASES) {
       const { status } = await client.ask('PUT', `/${name}`)
