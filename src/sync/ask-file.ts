@@ -103,7 +103,7 @@ async function ask ({ device, agent, account }: Source, path: string, headers: R
   answer.resume()
   if (answer.statusCode === 404) throw new PatchcordError('not-found', `device ${device} does not have it, or does not share it with this device`)
   if (answer.statusCode === 429) throw new PatchcordError('too-many', `device ${device} wants fewer requests at once`)
-  throw new PatchcordError('unreachable', `device ${device} answered ${answer.statusCode}`)
+  throw new PatchcordError('unreachable', answer.statusCode === 503 ? `device ${device} cannot give files now (503)` : `device ${device} answered ${answer.statusCode}`, { hint: 'the log there says why: patchcord logs' })
 }
 
 const Records = v.object({ databases: v.array(databaseName) })
