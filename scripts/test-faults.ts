@@ -1,8 +1,10 @@
 // All faults on real processes: `npm run test:faults [state|downloads|pairing|many] [seed]`. State and downloads take about
 // half an hour each, the pairings ten minutes; the samples in `npm test` run the same code
 // (test/state-faults.test.ts, test/download-faults.test.ts, test/pairing-faults.test.ts). Exits 1 if anything went wrong.
+// `npm run test:faults grants [seed]` plays 20,000 random operations (GRANTS_OPERATIONS is another number) on whole devices
+// and compares each principal's whole surface with a model; it takes about half an hour (test/grants-walk.test.ts).
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmdirSync } from 'node:fs'
+import { mkdtempSync, rmdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LEAF_BYTES } from '../src/files/content-id.js'
@@ -11,6 +13,7 @@ import { manyFiles } from '../test/fixtures/many-files.js'
 import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
 import { beGuardedBy } from '../test/fixtures/processes.js'
 import { startFaultWorld } from '../test/fixtures/fault-world.js'
+import { drawOperations, playOperations, shrink as shrinkWalk } from '../test/fixtures/grants-walk.js'
 import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-faults.js'
 
 const KILLS = 200
@@ -20,7 +23,7 @@ const MANY = 100_000
 beGuardedBy(300_000)
 
 const args = process.argv.slice(2)
-const parts = args.filter(arg => arg === 'state' || arg === 'downloads' || arg === 'pairing' || arg === 'many')
+const parts = args.filter(arg => ['state', 'downloads', 'pairing', 'grants', 'many'].includes(arg))
 let seed = Number(args.find(arg => /^\d+$/.test(arg)) ?? 1)
 /** mulberry32: the moments can be had again by the seed. */
 const random = (): number => {
@@ -138,6 +141,29 @@ async function faultPairing (): Promise<void> {
   process.stdout.write(`${PAIRING_KILLS.length} kills during a pairing: ${JSON.stringify(ends)}\n`)
 }
 
+/** Random operations beside a model of the grants; a walk that fails is shrunk for at most ten minutes. */
+async function walkGrants (): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'pcg-'))
+  const count = Number(process.env['GRANTS_OPERATIONS'] ?? 20_000)
+  const chosen = seed
+  const operations = drawOperations(count, chosen)
+  process.stdout.write(`seed ${chosen}, ${count} operations\n`)
+  const from = performance.now()
+  const { compared, failure } = await playOperations(operations, folder, 2_500, at => {
+    if (at > 0 && at % 1_000 === 0) process.stdout.write(`${at} operations after ${Math.round((performance.now() - from) / 1000)} s\n`)
+  })
+  const { user, system } = process.cpuUsage()
+  say(failure === undefined, `grants, seed ${chosen}: ${count} operations, ${compared} requests compared, ${Math.round((performance.now() - from) / 1000)} s, ${Math.round((user + system) / 1e6)} s of CPU`)
+  if (failure !== undefined) {
+    process.stdout.write(`operation ${failure.at}: ${failure.error.message}\n`)
+    const until = performance.now() + 600_000
+    const few = await shrinkWalk(operations.slice(0, failure.at + 1), folder, () => performance.now() > until)
+    process.stdout.write(`${few.length} operations that do: ${JSON.stringify(few)}\n`)
+  }
+  rmSync(folder, { recursive: true, force: true })
+}
+
+if (parts.length === 0 || parts.includes('grants')) await walkGrants()
 if (parts.length === 0 || parts.includes('state')) await faultState()
 if (parts.length === 0 || parts.includes('pairing')) await faultPairing()
 if (parts.length === 0 || parts.includes('many')) await manyInStore()

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { Agent, createServer, type IncomingMessage, type ServerResponse } from 'node:http'
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import { connect, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import fc from 'fast-check'
@@ -13,6 +13,7 @@ import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
 import { PartialFile } from '../src/files/partial.js'
 import { FileStore } from '../src/files/store.js'
 import type { Source } from '../src/sync/ask-file.js'
+import { BytePool } from '../src/sync/byte-connection.js'
 import { Distrust } from '../src/sync/distrust.js'
 import { Downloads } from '../src/sync/downloads.js'
 import { download, type DownloadEvent, type DownloadOptions, type Downloaded } from '../src/sync/download.js'
@@ -39,7 +40,7 @@ let peers = 0
 
 async function fakePeer (t: Test, files: Record<string, Buffer>): Promise<FakePeer> {
   const device = parseDeviceId(String.fromCharCode(97 + peers++ % 26).repeat(51) + 'a')
-  const peer: FakePeer = { source: undefined as never, asked: [], requests: [], spoil: undefined, send: undefined, tellSize: undefined, account: undefined, close: () => { server.closeAllConnections(); server.close(); agent.destroy() } }
+  const peer: FakePeer = { source: undefined as never, asked: [], requests: [], spoil: undefined, send: undefined, tellSize: undefined, account: undefined, close: () => { server.closeAllConnections(); server.close(); bytes.destroy() } }
   const answer = (request: IncomingMessage, response: ServerResponse): void => {
     peer.requests.push(`${request.url} ${request.headers.range ?? ''}`.trim())
     const [, , id = '', part] = (request.url ?? '').replace(/\?.*$/, '').split('/')
@@ -74,9 +75,12 @@ async function fakePeer (t: Test, files: Record<string, Buffer>): Promise<FakePe
   server.listen({ host: '::1', port: 0 })
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo
-  const agent = new Agent({ keepAlive: true, maxSockets: 8 })
-  Object.assign(agent, { createConnection: () => connect({ host: '::1', port, noDelay: true }) })
-  Object.assign(peer, { source: { device, agent } })
+  const bytes = new BytePool(async (onread, signal) => {
+    const socket = connect({ host: '::1', port, noDelay: true, onread, signal })
+    await once(socket, 'connect')
+    return socket
+  }, { host: 'peer', who: `device ${device}` })
+  Object.assign(peer, { source: { device, bytes } })
   t.teardown(() => { peer.close() })
   return peer
 }

@@ -1,8 +1,9 @@
-import { spawn } from 'node:child_process'
+import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdirSync, readFileSync, readdirSync, rmSync, utimesSync, writeFileSync, chmodSync, existsSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { createServer as createTcpServer, type AddressInfo } from 'node:net'
+import { setPriority } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import fc from 'fast-check'
@@ -11,6 +12,7 @@ import { METRICS } from '../src/agent/metrics.js'
 import { systemClock } from '../src/core/clock.js'
 import { findHome } from '../src/core/home.js'
 import { redactLine, redactText } from '../src/core/redact.js'
+import { limitAnswer, runningOf } from '../src/machine/answer-limit.js'
 import { openChannels } from '../src/machine/channels.js'
 import { depthOf } from '../src/machine/check-confinement.js'
 import { isHeldTo, isOn } from '../src/machine/confinement.js'
@@ -294,6 +296,53 @@ await t.test('logs, metrics, and what is said when it cannot go on', async t => 
   service.child.kill('SIGTERM')
   await service.ended
   t.equal((await patchcord(['logs', '--home', home])).code, 4)
+})
+
+await t.test('told to end by a signal to all of its processes, it ends in order and calls nothing a fault', async t => {
+  const home = join(top, 'group')
+  const child = spawn(process.execPath, [BIN, 'up', '--json', '--home', home, '--listen', '[::1]:0', '--no-discovery'], { stdio: ['ignore', 'pipe', 'pipe'], detached: true })
+  let said = ''
+  child.stderr.on('data', (chunk: Buffer) => { said += chunk.toString() })
+  await once(child.stdout, 'data')
+  t.equal((await patchcord(['db', 'create', 'notes', '--home', home])).code, 0)
+  process.kill(-child.pid!, 'SIGTERM')
+  const [code] = await once(child, 'close')
+  t.equal(code, 0)
+  t.notMatch(said, /"level":[56]0/)
+})
+
+await t.test('what waits for a processor is given time, what hangs is not', async t => {
+  const started: ChildProcess[] = []
+  t.teardown(() => { for (const child of started) child.kill('SIGKILL') })
+  // All on one processor: one that wants it for itself, one that gets the least of it, and two that hang, each in its way.
+  const on = (script: string): ChildProcess => {
+    const child = spawn('taskset', ['-c', '0', process.execPath, '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
+    started.push(child)
+    return child
+  }
+  const loop = 'process.stdout.write("on"); setTimeout(() => { for (;;); }, 10)'
+  const [starved, stopped] = [on(loop), on('process.stdout.write("on"); setInterval(() => {}, 1000)')]
+  for (const child of [starved, stopped]) await once(child.stdout!, 'data')
+  stopped.kill('SIGSTOP')
+  setPriority(starved.pid!, 19)
+  for (let hogs = 0; hogs < 2; hogs++) await once(on(loop).stdout!, 'data')
+  const hangs = started.at(-1)!
+  const expired: string[] = []
+  await new Promise<void>(resolve => {
+    const limits = ([['starved', starved], ['stopped', stopped], ['endless', hangs]] as const).map(([name, { pid }]) => limitAnswer(pid, name === 'endless' ? 100 : 400, () => {
+      expired.push(name)
+      if (expired.length === 2) {
+        for (const end of limits) end()
+        resolve()
+      }
+    }))
+  })
+  t.strictSame(expired.toSorted(), ['endless', 'stopped'], 'the one that got no processor has time left')
+  t.ok(runningOf(starved.pid!)!.waited > 0)
+  t.equal(runningOf(0x7fffffff), undefined, 'of what is gone nothing is known')
+  // And not for good, whatever it waits for.
+  await new Promise<void>(resolve => { limitAnswer(starved.pid, 40, resolve) })
+  t.pass('after ten times the limit it is over')
 })
 
 await t.test('a crash: what to do is said, no secret is, its server ends with it, and nothing is lost', async t => {

@@ -359,7 +359,15 @@ export class Agent {
     await this.#server.update({ mail: this.#mail(), lent: this.#offers.lent() })
   }
 
+  /** To be called as soon as the service is told to end: a signal to the whole group of processes ends the children too, before
+   * they are stopped in order. */
+  letEnd (): void {
+    this.#server.letEnd()
+    this.#couch.letEnd()
+  }
+
   async stop (): Promise<void> {
+    this.letEnd()
     await this.#resources.close()
   }
 

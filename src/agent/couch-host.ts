@@ -2,7 +2,8 @@ import type { Logger } from '../core/log.js'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
 import type { Account } from '../embedded/accounts.js'
-import { startEmbeddedChild } from '../embedded/supervise.js'
+import type { Embedded } from '../embedded/front.js'
+import { startEmbeddedChild, type EmbeddedChild } from '../embedded/supervise.js'
 import { CouchClient, type CouchLogin } from './couch-client.js'
 
 /** The CouchDB of this device, as the agent sees it. */
@@ -18,6 +19,8 @@ export interface CouchHost {
   createDatabase (name: DatabaseName): Promise<void>
   /** Changes nothing in it from now on: neither users nor who may use a database. */
   release (): Promise<void>
+  /** As of the server (`ServerHost`): what ends from now on was told to. */
+  letEnd (): void
   stop (): Promise<void>
 }
 
@@ -35,7 +38,7 @@ export interface EmbeddedHostOptions {
 /** Starts the embedded database on `[::1]`. Throws `port-in-use`, and what is wrong with `dir`. */
 export async function hostEmbedded ({ dir, port, accounts, owner, inProcess, logger, onDatabases }: EmbeddedHostOptions): Promise<CouchHost> {
   const listen = { host: '::1', port }
-  const embedded = inProcess
+  const embedded: Embedded & Partial<Pick<EmbeddedChild, 'letEnd'>> = inProcess
     ? await (await import('../embedded/front.js')).startEmbedded({ dir, accounts, listen, logger })
     : await startEmbeddedChild({
       dir, accounts, listen, logger,
@@ -59,6 +62,7 @@ export async function hostEmbedded ({ dir, port, accounts, owner, inProcess, log
       }
     },
     release: () => Promise.resolve(),
+    letEnd: () => { embedded.letEnd?.() },
     stop: async () => {
       client.close()
       await embedded.stop()

@@ -119,6 +119,9 @@ class OwnCouch implements CouchHost {
     await this.#updates?.stop()
   }
 
+  /** It is nobody's child. */
+  letEnd (): void { return undefined }
+
   async stop (): Promise<void> {
     await this.release()
     this.client.close()

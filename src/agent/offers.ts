@@ -44,6 +44,8 @@ export class Offers {
   #writing: Promise<void> = Promise.resolve()
   /** Offers that are being fetched, and how many bytes of each are here. */
   readonly #fetching = new Map<string, number>()
+  /** Files of the offers that are being fetched or land, and of how many. */
+  readonly #landing = new Map<ContentId, number>()
 
   private constructor (agent: Agent, path: string, state: State) {
     this.#agent = agent
@@ -54,7 +56,10 @@ export class Offers {
   /** Throws `bad-state`, naming the file and the field. */
   static async open (agent: Agent): Promise<Offers> {
     const path = join(agent.home.root, 'offers.json')
-    return new Offers(agent, path, await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] })
+    const state: State = await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] }
+    // Of an offer that landed, or that nobody goes on with.
+    if (!state.received.some(one => one.state === 'accepted')) for (const id of await agent.store.asides.all()) await agent.store.asides.drop(id)
+    return new Offers(agent, path, state)
   }
 
   get received (): readonly ReceivedOffer[] { return this.#state.received }
@@ -97,7 +102,7 @@ export class Offers {
   async list ({ device, list, size }: ReceivedOffer, signal?: AbortSignal): Promise<OfferedFile[]> {
     const { store } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
-    await this.#fetch(device, list, size, signal)
+    await this.#fetch(device, list, size, false, signal)
     const chunks: Buffer[] = []
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
     return parseList(Buffer.concat(chunks).toString('utf8'))
@@ -118,8 +123,12 @@ export class Offers {
     if (this.#fetching.has(offer.offer)) throw new PatchcordError('already-exists', 'this offer is being fetched already', { hint: 'wait for it to end' })
     if (offer.state === 'done') throw new PatchcordError('already-exists', 'this offer was fetched already')
     this.#fetching.set(offer.offer, 0)
+    const asides = new Set<ContentId>()
+    let ids: ReadonlySet<ContentId> = new Set()
     try {
       const files = await this.list(offer, signal)
+      ids = new Set(files.map(({ id }) => id))
+      for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
       await this.#setState(offer.offer, { state: 'accepted', to })
       const left = [...files]
       const total = files.reduce((sum, { size }) => sum + size, 0)
@@ -128,23 +137,30 @@ export class Offers {
         for (let file = left.shift(); file !== undefined; file = left.shift()) {
           const { id, size } = file
           let had = 0
-          await this.#fetch(offer.device, id, size, signal, event => {
+          if (await this.#fetch(offer.device, id, size, true, signal, event => {
             if (event.event !== 'progress') onEvent(event)
             else {
               came(id, event.done - had, event.sources)
               had = event.done
             }
-          })
+          })) asides.add(id)
           came(id, size - had, 1)
         }
       }
       await Promise.all(Array.from({ length: Math.min(AT_ONCE, files.length) }, lane))
       const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
-      const landed = await land(this.#agent.store, files, to, bytes => { meter.add(bytes) })
+      const landed = await land(this.#agent.store, files, to, { asides, onBytes: bytes => { meter.add(bytes) } })
       await this.#setState(offer.offer, { state: 'done' })
+      // Only now: should this process die before, they are not fetched again.
+      for (const id of asides) if (this.#landing.get(id) === 1) await this.#agent.store.asides.drop(id)
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
       return { files: files.length, bytes: total, landed }
     } finally {
+      for (const id of ids) {
+        const left = (this.#landing.get(id) ?? 1) - 1
+        if (left === 0) this.#landing.delete(id)
+        else this.#landing.set(id, left)
+      }
       this.#fetching.delete(offer.offer)
     }
   }
@@ -205,14 +221,17 @@ export class Offers {
     }
   }
 
-  async #fetch (device: DeviceId, id: ContentId, size: number, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<void> {
+  /** Fetches a file unless it is here; whether it lies aside, and not in the store. */
+  async #fetch (device: DeviceId, id: ContentId, size: number, isAside: boolean, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<boolean> {
     const { store, peers, downloads } = this.#agent
-    if (await store.has(id)) return
+    if (await store.has(id)) return false
+    if (isAside && await store.asides.has(id, size)) return true
     const sources = (): ReturnType<typeof sourceOf>[] => {
       const peer = peers.peer(device)
       return peer?.link.connected === true ? [sourceOf(peer)] : []
     }
-    await downloads.fetch(id, { size, sources, onEvent, ...signal === undefined ? {} : { signal } })
+    const done = await downloads.fetch(id, { size, sources, onEvent, isAside: () => isAside, ...signal === undefined ? {} : { signal } })
+    return done.isAside
   }
 
   async #setState (offer: string, change: Partial<ReceivedOffer>): Promise<void> {

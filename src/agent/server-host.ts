@@ -5,6 +5,7 @@ import { formatAddress, splitZone, type Address } from '../core/address.js'
 import type { Clock } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { Logger } from '../core/log.js'
+import { limitAnswer } from '../machine/answer-limit.js'
 import { launchServer, type Launched } from '../machine/launch.js'
 import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import type { ServerCounts } from '../server/counts.js'
@@ -18,6 +19,8 @@ export interface ServerHost {
   update (part: ServerUpdate): Promise<{ cut: number }>
   /** What it counted since it started; undefined where no server answers. */
   counts (): Promise<ServerCounts | undefined>
+  /** It may end by itself from now on: it was told to, or whoever ends the service tells it. `stop` follows. */
+  letEnd (): void
   stop (): Promise<void>
 }
 
@@ -34,7 +37,7 @@ export interface ServerHostOptions {
 }
 
 const SCRIPT = fileURLToPath(new URL('../bin/patchcord-server.js', import.meta.url))
-/** Longer than this without an answer, and the server is started anew with the full env. */
+/** Longer than this of its own time (`limitAnswer`) without an answer, and the server is started anew with the full env. */
 const ANSWER_MS = 500
 const READY_MS = 10_000
 const STOP_MS = 6_000
@@ -44,11 +47,11 @@ const LONGEST_RESTART_MS = 30_000
 export async function hostInProcess ({ env, logger, clock }: ServerHostOptions): Promise<ServerHost> {
   const { startServer } = await import('../server/server.js')
   const server: PatchcordServer = await startServer(await env(), { logger, clock })
-  return { pid: undefined, addresses: server.addresses, update: part => server.update(part), counts: () => Promise.resolve(server.counts()), stop: () => server.stop() }
+  return { pid: undefined, addresses: server.addresses, update: part => server.update(part), counts: () => Promise.resolve(server.counts()), letEnd: () => undefined, stop: () => server.stop() }
 }
 
 /** No server: what the agent has in place of one while it does not serve. */
-export const haltedHost: ServerHost = Object.freeze({ pid: undefined, addresses: [], update: () => Promise.resolve({ cut: 0 }), counts: () => Promise.resolve(undefined), stop: () => Promise.resolve() })
+export const haltedHost: ServerHost = Object.freeze({ pid: undefined, addresses: [], update: () => Promise.resolve({ cut: 0 }), counts: () => Promise.resolve(undefined), letEnd: () => undefined, stop: () => Promise.resolve() })
 
 /** Starts `patchcord-server` and keeps it running. Throws what the server itself said when it did not come
  * up the first time. */
@@ -102,6 +105,10 @@ class ChildServer implements ServerHost {
     return this.#launched === undefined ? undefined : (await this.#ask(this.#launched, { op: 'counts' }))?.counts
   }
 
+  letEnd (): void {
+    this.#isStopping = true
+  }
+
   async stop (): Promise<void> {
     this.#isStopping = true
     if (this.#launched === undefined) return
@@ -131,14 +138,14 @@ class ChildServer implements ServerHost {
     stdin.on('error', error => { logger.debug({ reason: messageOf(error) }, 'the server closed its stdin') })
     stdin.write(line)
     const ready = await new Promise<Answer | undefined>(resolve => {
-      const timer = setTimeout(() => { child.kill('SIGKILL') }, READY_MS)
+      const endLimit = limitAnswer(child.pid, READY_MS, () => { child.kill('SIGKILL') })
       child.once('error', error => { said = messageOf(error) })
-      child.once('exit', () => { clearTimeout(timer) })
+      child.once('exit', endLimit)
       child.once('close', () => { resolve(undefined) })
       createInterface({ input: stdout }).on('line', text => {
         const answer = JSON.parse(text) as Answer
         if (answer.event === 'ready') {
-          clearTimeout(timer)
+          endLimit()
           resolve(answer)
         } else if (answer.seq !== undefined) this.#settle(answer.seq, answer)
       })
@@ -154,12 +161,12 @@ class ChildServer implements ServerHost {
     logger.debug({ pid: child.pid, listen: this.addresses.map(formatAddress) }, 'the server is ready')
   }
 
-  #ask ({ stdin }: Launched, message: { op: 'update' | 'counts' } & ServerUpdate): Promise<Answer | undefined> {
+  #ask ({ child, stdin }: Launched, message: { op: 'update' | 'counts' } & ServerUpdate): Promise<Answer | undefined> {
     const seq = ++this.#seq
     return new Promise(resolve => {
-      const timer = setTimeout(() => { this.#settle(seq, undefined) }, ANSWER_MS)
+      const endLimit = limitAnswer(child.pid, ANSWER_MS, () => { this.#settle(seq, undefined) })
       this.#waiting.set(seq, answer => {
-        clearTimeout(timer)
+        endLimit()
         resolve(answer)
       })
       stdin.write(`${JSON.stringify({ seq, ...message })}\n`)

@@ -42,6 +42,7 @@ const startService: StartService = async ({ home }, options) => {
     status: () => agent.status(),
     onEvent: listener => { agent.events.on('event', listener) },
     stop: async () => {
+      agent.letEnd()
       await notifier.stopping()
       await agent.stop()
     },

@@ -5,6 +5,7 @@ import { formatAddress, type Address } from '../core/address.js'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
 import { silentLogger, type Logger, type LogLevel } from '../core/log.js'
+import { limitAnswer } from '../machine/answer-limit.js'
 import { PROFILES, startHeldTo } from '../machine/confinement.js'
 import type { Account } from './accounts.js'
 import { bindSocket, type BoundSocket } from './bound-socket.js'
@@ -30,6 +31,8 @@ export type EmbeddedEvent =
 export interface EmbeddedChild extends Embedded {
   /** Of the process that runs now; undefined between two. */
   readonly pid: number | undefined
+  /** It is not started again when it ends from now on, and that is no fault. */
+  letEnd (): void
 }
 
 /** Starts it. Throws `port-in-use`, and what the process says about `dir`. */
@@ -89,11 +92,11 @@ class Supervisor implements EmbeddedChild {
     const child = startHeldTo(PROFILES.database, () => fork(fileURLToPath(new URL('child.js', import.meta.url)), [], { execArgv: [], env: {}, serialization: 'json' }))
     this.#child = child
     await new Promise<void>((resolve, reject) => {
-      const late = setTimeout(() => { child.kill('SIGKILL') }, START_MS)
+      const endLimit = limitAnswer(child.pid, START_MS, () => { child.kill('SIGKILL') })
       const sent = this.#accounts
       child.on('message', (message: FromChild) => {
         if ('ready' in message) {
-          clearTimeout(late)
+          endLimit()
           this.#isReady = true
           this.#listed(message.ready.databases)
           // They may have been replaced while it started.
@@ -107,7 +110,7 @@ class Supervisor implements EmbeddedChild {
       })
       child.on('error', error => { reject(error) })
       child.once('exit', (code, signal) => {
-        clearTimeout(late)
+        endLimit()
         reject(new PatchcordError('not-running', `the embedded database ended while it started (${signal ?? code})`))
         this.#ended(child, code, signal, performance.now() - since)
       })
@@ -146,6 +149,10 @@ class Supervisor implements EmbeddedChild {
     return () => { this.#listeners.delete(changed) }
   }
 
+  letEnd (): void {
+    this.#stopped = true
+  }
+
   async stop (): Promise<void> {
     this.#stopped = true
     clearTimeout(this.#timer)
@@ -164,9 +171,9 @@ class Supervisor implements EmbeddedChild {
     if (!this.#isReady) return Promise.reject(notRunning())
     const seq = ++this.#seq
     return new Promise<void>((resolve, reject) => {
-      const late = setTimeout(() => { waiting.reject(new PatchcordError('upstream-slow', 'the embedded database does not answer')) }, timeoutMs)
+      const endLimit = limitAnswer(this.#child?.pid, timeoutMs, () => { waiting.reject(new PatchcordError('upstream-slow', 'the embedded database does not answer')) })
       const settle = (): void => {
-        clearTimeout(late)
+        endLimit()
         this.#waiting.delete(seq)
       }
       const waiting: Waiting = {

@@ -9,15 +9,17 @@ export interface Installation {
   readonly node: string
   /** The folder of the package, without a slash at its end. */
   readonly code: string
-  /** Every node_modules that its packages may be in: inside it, or beside it. */
+  /** Every node_modules that its packages may be in: inside it, or the outermost that it lies in (pnpm has one in
+   * another). Where one is a link, what it leads to as well. */
   readonly modules: readonly string[]
   readonly agentScript: string
 }
 
 export function findInstallation (): Installation {
   const code = realpathSync(PACKAGE)
-  const beside = code.lastIndexOf('/node_modules/')
-  const modules = [join(code, 'node_modules'), ...beside === -1 ? [] : [code.slice(0, beside + '/node_modules'.length)]].filter(path => existsSync(path))
+  const beside = code.indexOf('/node_modules/')
+  const modules = [join(code, 'node_modules'), ...beside === -1 ? [] : [code.slice(0, beside + '/node_modules'.length)]]
+    .filter(path => existsSync(path)).flatMap(path => [...new Set([path, realpathSync(path)])])
   return { node: realpathSync(process.execPath), code, modules, agentScript: join(code, 'build/src/bin/patchcord-agent.js') }
 }
 

@@ -1,5 +1,5 @@
-import { spawn, type ChildProcess } from 'node:child_process'
-import { accessSync, constants } from 'node:fs'
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process'
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Readable, Writable } from 'node:stream'
 import { openChannels } from './channels.js'
@@ -40,30 +40,42 @@ export function launchServer ({ script, data, folder }: LaunchOptions): Launched
     return { child, stdin: channels.stdin, stdout: channels.stdout, stderr: channels.stderr }
   }
   const { code, modules } = findInstallation()
-  const node = [process.execPath, ...permissionFlags([join(code, 'build'), ...modules, data]), script]
-  const setpriv = SETPRIV.find(isExecutable)
-  const [command, ...args] = setpriv === undefined ? node : [setpriv, '--no-new-privs', ...node]
+  const node = [process.execPath, ...permissionFlags([join(code, 'build'), ...modules, data], [V6ONLY]), script]
+  const [command, ...args] = hasNoNewPrivileges() ? node : [...noNewPrivileges(), ...node]
   const child = spawn(command!, args, { stdio: ['pipe', 'pipe', 'pipe'], env: {} })
   return { child, stdin: child.stdin, stdout: child.stdout, stderr: child.stderr }
 }
 
+/** How a CouchDB at 127.0.0.1 is reached depends on it (couch/quiet-http-proxy). */
+const V6ONLY = '/proc/sys/net/ipv6/bindv6only'
 const SETPRIV = ['/usr/bin/setpriv', '/bin/setpriv']
 
-/** Node's permission model, where this Node has it. Of what it may read it is told by folder. Its warning that it,
+/** Node's permission model, where this Node has it. Of what it may read it is told by folder, and single
+ * files. Its warning that it,
  * or a part of it, is an experiment would reach the person. From Node 25 on it covers the network too, which the server is for. */
-export function permissionFlags (readable: readonly string[]): string[] {
+export function permissionFlags (readable: readonly string[], files: readonly string[] = []): string[] {
   const has = (flag: string): boolean => process.allowedNodeEnvironmentFlags.has(flag)
   const model = has('--permission') ? ['--permission'] : has('--experimental-permission') ? ['--experimental-permission'] : []
   // Code that is loaded before every script (a debugger's, a test runner's) has needs that the model does not know.
   if (model.length === 0 || /--(?:import|require|loader|experimental-loader)\b|(?:^|\s)-r\b/.test(process.env['NODE_OPTIONS'] ?? '')) return []
-  return [...model, '--disable-warning=ExperimentalWarning', ...has('--allow-net') ? ['--allow-net'] : [], ...readable.map(folder => `--allow-fs-read=${folder.replace(/\/*$/, '/')}*`)]
+  return [...model, '--disable-warning=ExperimentalWarning', ...has('--allow-net') ? ['--allow-net'] : [], ...[...readable.map(folder => `${folder.replace(/\/*$/, '/')}*`), ...files].map(path => `--allow-fs-read=${path}`)]
 }
 
-function isExecutable (path: string): boolean {
+/** Whether this process has given up new privileges already, and with it every child of it: the unit of systemd does. */
+function hasNoNewPrivileges (): boolean {
   try {
-    accessSync(path, constants.X_OK)
-    return true
+    return /^NoNewPrivs:\s*1$/m.test(readFileSync('/proc/self/status', 'utf8'))
   } catch {
     return false
   }
+}
+
+/** The words that start a child without them, or none. setpriv sets more than it is asked to, so that some sandboxes refuse
+ * it: it is tried first. */
+function noNewPrivileges (): string[] {
+  for (const setpriv of SETPRIV) {
+    const words = [setpriv, '--no-new-privs']
+    if (spawnSync(setpriv, ['--no-new-privs', setpriv, '--version'], { stdio: 'ignore', env: {}, timeout: 5_000 }).status === 0) return words
+  }
+  return []
 }

@@ -46,8 +46,13 @@ WatchdogSec=120
 # Ends the agent, which ends its children; what is left after 15 s is killed.
 KillMode=mixed
 TimeoutStopSec=15
+# The first start makes keys.
+TimeoutStartSec=180
 UMask=0077
-
+${home === undefined ? `# Where the control socket is; nothing else of the folders of a session can be written.
+RuntimeDirectory=patchcord
+RuntimeDirectoryMode=0700
+` : ''}
 # What the service cannot do, whatever happens in it.
 NoNewPrivileges=yes
 PrivateUsers=yes

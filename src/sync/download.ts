@@ -32,6 +32,8 @@ export interface DownloadOptions {
   /** How long to go on while nobody can be asked (ms). Infinity waits for who is not connected, too, though all who are
    * say that they do not have it. */
   readonly waitMs?: number
+  /** Whether the file is for somebody, and not for the store (files/asides.ts): asked when it is whole. */
+  readonly isAside?: () => boolean
 }
 
 export interface DownloadCollaborators {
@@ -42,6 +44,8 @@ export interface DownloadCollaborators {
 
 export interface Downloaded {
   readonly size: number
+  /** Whether it lies aside, and not in the store. */
+  readonly isAside: boolean
   /** The devices that gave leaves now. */
   readonly sources: ReadonlySet<DeviceId>
   /** All that ever gave a leaf of it, in earlier processes too, each with its account: every byte came from one of
@@ -143,8 +147,9 @@ class Download {
         onEvent(isFull ? { event: 'paused', id, reason: 'disk-full', needed: size - partial.bytes } : { event: 'resumed', id })
       },
     })
-    await partial.complete()
-    return { size, sources, givers: partial.givers }
+    const isAside = this.#options.isAside?.() ?? false
+    await partial.complete(isAside)
+    return { size, isAside, sources, givers: partial.givers }
   }
 
   #convict (device: DeviceId, leaf: number | null, reason: string): void {
@@ -244,9 +249,11 @@ class Download {
       if (found.first !== undefined) await partial.writeLeaf(0, found.first, asGiver(source)).catch(() => undefined)
       return partial
     }
-    await this.#store.put(id, found.bytes)
+    const isAside = this.#options.isAside?.() ?? false
+    if (isAside) await this.#store.putAside(id, found.bytes)
+    else await this.#store.put(id, found.bytes)
     this.#options.onEvent?.({ event: 'progress', id, done: size, total: size, rate: size, sources: 1 })
-    return { size, sources: new Set([source.device]), givers: new Set([asGiver(source)]) }
+    return { size, isAside, sources: new Set([source.device]), givers: new Set([asGiver(source)]) }
   }
 }
 

@@ -10,6 +10,7 @@ import { DownloadQueue } from './download-queue.js'
 interface Wish {
   readonly sources: () => readonly Source[]
   readonly onEvent: (event: DownloadEvent) => void
+  readonly isAside: boolean
 }
 
 interface Running {
@@ -42,12 +43,21 @@ export class Downloads {
   }
 
   /** Fetches a file, or joins whoever is fetching it. Rejects like `download`; with the signal's reason, at once, where
-   * that aborts, and the download ends when nobody wants it any more. */
+   * that aborts, and the download ends when nobody wants it any more. Where any of those who want it wants it in the
+   * store, it is there; who wants it aside looks in both. */
   async fetch (id: ContentId, options: DownloadOptions): Promise<Downloaded> {
-    const { signal, sources, onEvent = () => undefined } = options
+    for (;;) {
+      const done = await this.#join(id, options)
+      // It was whole already, and put aside, when this wish came.
+      if (!done.isAside || options.isAside?.() === true) return done
+    }
+  }
+
+  async #join (id: ContentId, options: DownloadOptions): Promise<Downloaded> {
+    const { signal, sources, onEvent = () => undefined, isAside } = options
     signal?.throwIfAborted()
     if (this.#isStopping) throw new PatchcordError('stopped', 'the service is stopping')
-    const wish: Wish = { sources, onEvent }
+    const wish: Wish = { sources, onEvent, isAside: isAside?.() ?? false }
     const running = this.#running.get(id) ?? this.#start(id, options)
     running.wishes.add(wish)
     const leave = (): void => {
@@ -117,7 +127,7 @@ export class Downloads {
     }
     // Its first steps see the wish of whoever started it, which is added before they run.
     const done = Promise.resolve()
-      .then(() => download(this.#store, id, { ...options, sources, onEvent, signal: abort.signal }, this.#collaborators))
+      .then(() => download(this.#store, id, { ...options, sources, onEvent, signal: abort.signal, isAside: () => [...wishes].every(wish => wish.isAside) }, this.#collaborators))
       .finally(() => { this.#running.delete(id) })
     done.catch(() => { /* those who wait for it are told */ })
     const running = { wishes, abort, done }
