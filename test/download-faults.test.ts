@@ -13,7 +13,7 @@ import { manyFiles } from './fixtures/many-files.js'
 const home = mkdtempSync(join(tmpdir(), 'pcf-'))
 
 // At once: each waits for what takes seconds.
-t.jobs = 3
+t.jobs = 2
 
 void t.test('kill -9, no more open files, a source that stalls, one that vanishes', { buffered: true }, async t => {
   const world = await startFaultWorld(join(home, 'w'), 2, 64 * LEAF_BYTES + 11)
