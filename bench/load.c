@@ -9,6 +9,7 @@
  *   reconnect   each request has a connection, and a full handshake, of its own
  *   handshake   connections are closed when the server's first ticket came: it has checked the client then
  *   hold        opens the connections, asks once on each, and keeps them until stdin ends
+ *   feeds       the same, with answers that begin and do not end
  *   stall       opens the connections, asks once on each, reads nothing of the answer, and keeps them until stdin ends
  *
  * Offers TLS_AES_128_GCM_SHA256 and X25519 alone and never resumes. Ends with one line of JSON on stdout: times in
@@ -32,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum mode { REQUESTS, RECONNECT, HANDSHAKE, HOLD, STALL };
+enum mode { REQUESTS, RECONNECT, HANDSHAKE, HOLD, FEEDS, STALL };
 enum state { SHAKING, WRITING, HEAD, BODY, IDLE, STALLED };
 
 struct connection {
@@ -42,6 +43,8 @@ struct connection {
   int ticket;
   size_t written, head_length;
   long long left;
+  int chunked;
+  char tail[7];
   double begun;
   char head[8192];
 };
@@ -135,6 +138,15 @@ static void answered(struct connection *c) {
   else begin_request(c);
 }
 
+/* Whether a chunked answer ended with these bytes. Its chunks are not read: nothing is pipelined, so that what looks
+ * like the end at the end of what came is the end, unless a document holds a line of "0" and an empty one. */
+static int ended(struct connection *c, const char *bytes, long long length) {
+  long long kept = length < 7 ? 7 - length : 0;
+  memmove(c->tail, c->tail + 7 - kept, kept);
+  memcpy(c->tail + kept, bytes + length - (7 - kept), 7 - kept);
+  return memcmp(c->tail, "\r\n0\r\n\r\n", 7) == 0;
+}
+
 /* Takes in one piece of the answer's head. Returns 0 where the connection was given up. */
 static int take_head(struct connection *c, int got) {
   if (c->head_length + got >= sizeof c->head) return broken(c), 0;
@@ -143,6 +155,21 @@ static int take_head(struct connection *c, int got) {
   c->head[c->head_length] = 0;
   char *end = strstr(c->head, "\r\n\r\n");
   if (end == NULL) return 1;
+  if (mode == FEEDS && strncmp(c->head, "HTTP/1.1 200", 12) == 0) {
+    count(c);
+    c->state = IDLE;
+    return 1;
+  }
+  char *chunked = strcasestr(c->head, "\r\ntransfer-encoding: chunked\r\n");
+  c->chunked = chunked != NULL && chunked < end;
+  if (c->chunked && strncmp(c->head, "HTTP/1.1 200", 12) == 0) {
+    long long rest = c->head_length - (end + 4 - c->head);
+    memset(c->tail, 0, sizeof c->tail);
+    bytes += rest;
+    c->state = BODY;
+    c->left = !ended(c, end + 2, rest + 2);
+    return 1;
+  }
   char *length = strcasestr(c->head, "\r\ncontent-length:");
   if (strncmp(c->head, "HTTP/1.1 200", 12) != 0 || length == NULL || length > end) {
     if (errors == 0) fprintf(stderr, "%.*s\n", (int)(end - c->head), c->head);
@@ -191,10 +218,10 @@ static void run(struct connection *c) {
         }
         break;
       case BODY:
-        got = SSL_read(c->ssl, buffer, c->left < (long long)sizeof buffer ? c->left : (long long)sizeof buffer);
+        got = SSL_read(c->ssl, buffer, !c->chunked && c->left < (long long)sizeof buffer ? c->left : (long long)sizeof buffer);
         if (got > 0) {
           bytes += got;
-          c->left -= got;
+          c->left = c->chunked ? !ended(c, buffer, got) : c->left - got;
           if (c->left == 0) {
             answered(c);
             if (mode == RECONNECT) return;
@@ -229,12 +256,12 @@ static double percentile(double part) {
 
 int main(int count_of_arguments, char **arguments) {
   if (count_of_arguments != 9) {
-    fprintf(stderr, "load <address> <port> <certificate> <key> <connections> <milliseconds> <path> requests|reconnect|handshake|hold|stall\n");
+    fprintf(stderr, "load <address> <port> <certificate> <key> <connections> <milliseconds> <path> requests|reconnect|handshake|hold|feeds|stall\n");
     return 2;
   }
-  const char *names[] = {"requests", "reconnect", "handshake", "hold", "stall"};
+  const char *names[] = {"requests", "reconnect", "handshake", "hold", "feeds", "stall"};
   int known = 0;
-  for (int at = 0; at < 5; at++) if (strcmp(arguments[8], names[at]) == 0) mode = at, known = 1;
+  for (int at = 0; at < 6; at++) if (strcmp(arguments[8], names[at]) == 0) mode = at, known = 1;
   address.sin6_family = AF_INET6;
   address.sin6_port = htons(atoi(arguments[2]));
   if (!known || inet_pton(AF_INET6, arguments[1], &address.sin6_addr) != 1) return 2;
@@ -264,7 +291,7 @@ int main(int count_of_arguments, char **arguments) {
   if (times == NULL || poller < 0 || all == NULL) fail("start");
 
   struct epoll_event events[256];
-  int holds = mode == HOLD || mode == STALL;
+  int holds = mode == HOLD || mode == FEEDS || mode == STALL;
   double from = now();
   int started = 0, announced = 0;
   if (holds) {

@@ -6,7 +6,7 @@
  *   npm run bench -- file handshakes   these works
  *   npm run bench -- --list            what there is, and which peers are here
  */
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { mkdir, mkdtemp, rm } from 'node:fs/promises'
 import { cpus, loadavg, release, tmpdir, totalmem } from 'node:os'
 import { join, relative } from 'node:path'
@@ -64,7 +64,6 @@ function list (): void {
 }
 
 async function run (): Promise<void> {
-  for (const name of ['SIGINT', 'SIGTERM'] as const) process.once(name, () => { endAll(); process.exit(130) })
   if (find('taskset') === undefined) fail('taskset is not installed; Debian package util-linux')
   const from = performance.now()
   const date = new Date().toISOString()
@@ -76,6 +75,14 @@ async function run (): Promise<void> {
   const notDone: Array<{ name: string, why: string }> = []
   const results = (): Results => ({ date, machine: machine(), outcomes, notDone })
   const parent = await mkdtemp(join(tmpdir(), 'patchcord-bench-'))
+  for (const name of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(name, () => {
+      endAll()
+      rmSync(parent, { recursive: true, force: true, maxRetries: 5 })
+      process.stderr.write(`bench: stopped by ${name}; what was measured before is kept\n`)
+      process.exit(130)
+    })
+  }
   try {
     for (const prepared of chosen) {
       const { work: { name, title } } = prepared

@@ -104,7 +104,7 @@ const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why:
   '@noble/curves': [['pairing'], 'CPace over ristretto255'],
   'bonjour-service': [['discovery'], 'mDNS'],
   'node-forge': [['identity'], 'PKCS#12, over DER that we made'],
-  'http-proxy': [['couch'], 'the way to CouchDB'],
+  'http-proxy': [['couch'], 'the way to CouchDB for what has a body'],
   'commander': [['cli'], 'command lines'],
   'prom-client': [['agent'], 'metrics'],
   'ora': [['cli'], 'the line of progress on a terminal'],

@@ -14,6 +14,7 @@ import { sendCouchError } from '../src/core/couch-answers.js'
 import { boundedFeedQuery } from '../src/policy/feed.js'
 import { requestHeaders, responseHeaders } from '../src/policy/couch-headers.js'
 import { CouchProxy, parseCouchUrl } from '../src/couch/proxy.js'
+import { AnswerParser, BadAnswer } from '../src/couch/answer-parser.js'
 import { socketAddress } from '../src/couch/upstream.js'
 import { COUCH_WELCOME, visibleDatabases } from '../src/couch/welcome.js'
 import type { DatabaseName } from '../src/core/ids.js'
@@ -316,6 +317,63 @@ void t.test('hostile answers cost the request and nothing else', async t => {
     upstream.answer(socket => { socket.write(JSON_OK) })
     t.equal((await ask(gate, { path: '/couch/db/doc' })).status, 200, `after ${name}`)
   }
+})
+
+void t.test('an answer is the same however it comes in pieces, and what is none is never one', t => {
+  const read = (method: string, text: string, size: number): { told: string, isWhole: boolean, isReusable: boolean } | 'bad' => {
+    let told = ''
+    const parser = new AnswerParser(method, {
+      answered: ({ status, headers }) => { told += `${status} ${JSON.stringify(headers)}|` },
+      data: chunk => { told += chunk.toString('latin1') },
+    })
+    // With rubbish behind it, as in a buffer that was used before.
+    const bytes = Buffer.from(text, 'latin1')
+    let isWhole = false
+    try {
+      for (let at = 0; at < bytes.length && !isWhole; at += size) {
+        const piece = bytes.subarray(at, at + size)
+        isWhole = parser.read(Buffer.concat([piece, Buffer.from('\r\n\r\n0\r\n\r\n')]), piece.length)
+      }
+    } catch (error) {
+      if (error instanceof BadAnswer) return 'bad'
+      throw error
+    }
+    return { told, isWhole, isReusable: parser.isReusable }
+  }
+  const good: ReadonlyArray<[method: string, text: string, told: string, isReusable: boolean]> = [
+    ['GET', 'HTTP/1.1 200 OK\r\nContent-Length:  2 \r\n\r\n{}', '200 {"content-length":"2"}|{}', true],
+    ['GET', 'HTTP/1.1 200\r\nETag: "1"\r\nETag: "2"\r\nContent-Length: 0\r\nConnection: x, Close\r\n\r\n', '200 {"etag":"\\"1\\"","content-length":"0","connection":"x, Close"}|', false],
+    ['GET', 'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nA;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n', '200 {"transfer-encoding":"chunked"}|{}0123456789', true],
+    ['HEAD', 'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n', '200 {"content-length":"9"}|', true],
+    ['GET', 'HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n', '304 {"content-length":"9"}|', true],
+    ['GET', 'HTTP/1.0 200 OK\r\n__proto__: x\r\nContent-Length: 1\r\n\r\n1', '200 {"__proto__":"x","content-length":"1"}|1', false],
+  ]
+  for (const [method, text, told, isReusable] of good) {
+    for (let size = 1; size <= text.length; size++) t.strictSame(read(method, text, size), { told, isWhole: true, isReusable }, `${JSON.stringify(text)} by ${size}`)
+  }
+  const more = read('GET', `${good[0]![1]}HTTP/1.1 200 OK\r\n`, 1000)
+  t.match(more, { isWhole: true, isReusable: false }, 'what comes behind it ends its connection')
+  const chunked = 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'
+  for (const text of [
+    'HTTP/2 200\r\n\r\n', 'HTTP/1.1 20 OK\r\n\r\n', ' HTTP/1.1 200 OK\r\n\r\n', 'HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n', 'HTTP/1.1 200 OK\r\nContent-Length: 0\nX: y\r\n\r\n',
+    'HTTP/1.1 200 OK\r\nContent-Length : 0\r\n\r\n', 'HTTP/1.1 200 OK\r\nX: y\r\n Content-Length: 0\r\n\r\n', 'HTTP/1.1 200 OK\r\nX\r\nContent-Length: 0\r\n\r\n', 'HTTP/1.1 200 OK\r\nX: \u0000\r\nContent-Length: 0\r\n\r\n',
+    ...['', 'Content-Length: +1', 'Content-Length: 0x1', 'Content-Length: 1, 1', 'Content-Length: 1\r\nContent-Length: 1', 'Content-Length: 1\r\nTransfer-Encoding: chunked', 'Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked', 'Transfer-Encoding: Chunked', 'Transfer-Encoding: gzip, chunked', 'Transfer-Encoding: identity'].map(lines => `HTTP/1.1 200 OK\r\n${lines}\r\n\r\n`),
+    'HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n', 'HTTP/1.1 101 Switching\r\n\r\n', `HTTP/1.1 200 OK\r\nX: ${'y'.repeat(17_000)}`, `${'HTTP/1.1 100 Continue\r\n\r\n'.repeat(1000)}`,
+    ...['-1', '0x1', ' 1', '1 ', '', 'g', '123456789', `1;${'x'.repeat(300)}`].map(size => `${chunked}${size}\r\n1\r\n0\r\n\r\n`), `${chunked}1\r\n12\r\n0\r\n\r\n`, `${chunked}1\n1\r\n0\r\n\r\n`, `${chunked}0\r\n${'X: y\r\n'.repeat(4000)}\r\n`,
+  ]) for (const size of [1, 7, 65_536]) t.equal(read('GET', text, size), 'bad', `${JSON.stringify(text.slice(0, 120))} by ${size}`)
+  t.end()
+})
+
+void t.test('what nobody asked for is no answer', async t => {
+  const { gate, upstream } = await stand(t, `${JSON_OK}${answerText('200 OK', [], '{"of":"another"}')}`)
+  for (let n = 0; n < 3; n++) t.equal((await ask(gate, { path: `/couch/db/doc-${n}` })).body.toString(), '{"ok":true}\n')
+  t.equal(upstream.connections.length, 3, 'behind an answer')
+  upstream.answer(socket => { socket.write(JSON_OK) })
+  await ask(gate, { path: '/couch/db/doc' })
+  const kept = upstream.connections.at(-1)!
+  kept.socket.write(answerText('200 OK', [], '{"of":"another"}'))
+  t.ok(await eventually(() => kept.closed), 'on a connection that rests')
+  t.equal((await ask(gate, { path: '/couch/db/doc' })).body.toString(), '{"ok":true}\n')
 })
 
 void t.test('a 404 is ours, to the byte', async t => {

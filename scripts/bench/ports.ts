@@ -13,8 +13,8 @@ import { accepting, end, find, start, versionOf } from './processes.js'
 export interface Behind {
   /** A patchcord store; the file of the store is served to all, at `filePath`. */
   readonly store?: { readonly root: string, readonly id: string }
-  /** Port of an upstream on [::1]. */
-  readonly upstream?: number
+  /** An upstream: its port on [::1], or its `host:port`. */
+  readonly upstream?: number | string
   readonly login?: { readonly username: string, readonly password: string }
 }
 
@@ -60,7 +60,7 @@ function peer (name: string, debian: string, version: string[], servesFiles: boo
       const { pki: { ca, server }, folder, cores } = materials
       const [program, ...rest] = await command(materials, {
         FOLDER: folder, PORT: port, CORES: cores.contestant.length, CA: ca, CERTIFICATE: server.certificate, KEY: server.key,
-        ROOT: store?.root ?? folder, UPSTREAM: `[::1]:${upstream}`,
+        ROOT: store?.root ?? folder, UPSTREAM: addressOf(upstream),
         AUTHORIZATION: `Basic ${Buffer.from(`${login.username}:${login.password}`).toString('base64')}`,
       })
       const child = start(cores.contestant, [find(program!)!, ...rest], { env: { ...process.env, GOMAXPROCS: String(cores.contestant.length), HOME: folder, XDG_DATA_HOME: folder, XDG_CONFIG_HOME: folder }, stdio: ['ignore', 'ignore', 'pipe'] })
@@ -68,6 +68,8 @@ function peer (name: string, debian: string, version: string[], servesFiles: boo
     },
   }
 }
+
+const addressOf = (upstream: number | string): string => typeof upstream === 'string' ? upstream : `[::1]:${upstream}`
 
 async function configured ({ folder }: Materials, name: string, values: Record<string, string | number>): Promise<string> {
   const path = join(folder, `${values['PORT']}-${name}`)
@@ -95,7 +97,7 @@ const LIMITS = {
   idleMs: 3_600_000,
 }
 
-export interface PatchcordChanges { readonly whitelist?: readonly object[], readonly grants?: Readonly<Record<string, object>> }
+export interface PatchcordChanges { readonly whitelist?: readonly object[], readonly grants?: Readonly<Record<string, object>>, readonly limits?: Readonly<Record<string, number>> }
 
 export async function openPatchcord (materials: Materials, { store, upstream, login = LOGIN }: Behind, changes: PatchcordChanges = {}): Promise<Port> {
   const { pki, cores } = materials
@@ -111,9 +113,9 @@ export async function openPatchcord (materials: Materials, { store, upstream, lo
     whitelist: changes.whitelist ?? [],
     revoked: [],
     grants: { own: { databases: { '*': 'write' }, files: 'all' }, ...changes.grants },
-    ...upstream === undefined ? {} : { couch: { url: `http://[::1]:${upstream}`, databases: [DATABASE], credentials: { own: login } } },
+    ...upstream === undefined ? {} : { couch: { url: `http://${addressOf(upstream)}`, databases: [DATABASE], credentials: { own: login } } },
     ...store === undefined ? {} : { files: { root: store.root } },
-    limits: LIMITS,
+    limits: { ...LIMITS, ...changes.limits },
     log: { level: 'warn' },
   })}\n`)
   return { port: await ready, pid: child.pid!, filePath: store === undefined ? '' : `/files/${store.id}`, stop: () => end(child) }

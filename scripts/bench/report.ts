@@ -34,7 +34,7 @@ export function summary (outcomes: readonly Outcome[]): string {
 
 /** What the README shows: the ratio is of whom the goal names, or of each where there is no goal. */
 export function readmeTable (outcomes: readonly Outcome[]): string {
-  return table(['work', 'patchcord', 'beside it', 'goal'], outcomes.map(outcome => {
+  return table(['work', 'patchcord', 'ratio: 1 is equal, more is ahead', 'goal'], outcomes.map(outcome => {
     const { title, unit, standings, ratios, ours, missing, reached } = outcome
     const own = standings.find(({ name }) => name === ours)
     const others = standings.filter(({ name }) => name !== ours)

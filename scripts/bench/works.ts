@@ -1,5 +1,6 @@
 import type { Prepared } from './work.js'
 import { attachments, documents } from './works/couch.js'
+import { couchChanges, couchReads, idleFeeds } from './works/couch-reads.js'
 import { decision } from './works/decision.js'
 import { importing } from './works/import.js'
 import { linkUp } from './works/link-up.js'
@@ -10,8 +11,8 @@ import { manySmall, oneLarge } from './works/transfer.js'
 
 /** Every work, those with goals first. */
 export const WORKS: readonly Prepared[] = [
-  oneFile, manyClients, handshakes('handshake'), oneLarge, manySmall, reads(16), documents, attachments, decision, admission,
-  resume, linkUp, importing, handshakes('reconnect'), reads(1), reads(256), idleConnections, busyConnections, idleDevice,
+  oneFile, manyClients, handshakes('handshake'), oneLarge, manySmall, reads(16), couchReads, couchChanges, documents, attachments, decision, admission,
+  resume, linkUp, importing, handshakes('reconnect'), reads(1), reads(256), idleFeeds, idleConnections, busyConnections, idleDevice,
 ]
 
 /** The programs that are measured beside patchcord, or that measure. */

@@ -143,7 +143,7 @@ export class AnswerParser {
   #readTrailer (bytes: Buffer): boolean {
     const line = this.#readLine(bytes, MOST_HEAD)
     if (line === undefined) return false
-    this.#headBytes += line.length
+    this.#headBytes += line.length + 2
     if (this.#headBytes > MOST_HEAD) throw new BadAnswer('trailers that are too large')
     if (line === '') this.#state = 'whole'
     return true

@@ -156,7 +156,7 @@ class KeptConnection {
   /** Tells nobody. */
   destroy (): void {
     this.#call = undefined
-    this.#end(reset('the connection was closed'))
+    this.#end(UNTOLD)
   }
 
   #read (bytes: Buffer, length: number): void {
@@ -270,6 +270,9 @@ function headText ({ method, path, headers }: UpstreamHead): string {
   }
   return `${text}connection: keep-alive\r\n\r\n`
 }
+
+/** Nobody is told of it. */
+const UNTOLD = new Error('the connection was closed')
 
 function reset (message: string): Error {
   return Object.assign(new Error(message), { code: 'ECONNRESET' })

@@ -40,6 +40,7 @@ class ProxiedCall implements UpstreamCall {
   #listener: UpstreamListener | undefined
   #request: ClientRequest | undefined
   #answer: IncomingMessage | undefined
+  #mayBringMore = false
 
   constructor (head: UpstreamHead, listener: UpstreamListener) {
     this.#head = head
@@ -80,7 +81,13 @@ class ProxiedCall implements UpstreamCall {
     this.#listener.answered({ status: answer.statusCode ?? 0, headers: answer.headers })
     answer.on('data', (chunk: Buffer) => {
       this.#listener?.data(chunk)
-      this.#listener?.caughtUp()
+      if (this.#mayBringMore) return
+      this.#mayBringMore = true
+      // Every chunk of one read is handed out before anything else is done.
+      process.nextTick(() => {
+        this.#mayBringMore = false
+        this.#listener?.caughtUp()
+      })
     })
     answer.once('end', () => {
       const listener = this.#listener

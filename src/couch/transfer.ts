@@ -40,8 +40,10 @@ export interface TransferContext {
 
 /** Of an answer that is replaced by ours, at most so much is read to keep the connection. */
 const DRAINED = 65_536
-/** An answer that is whole before it has more bytes than these goes out in one piece. */
+/** What came at once goes out at once, up to so many bytes: CouchDB sends each row of a list in a chunk of its own. */
 const MOST_HELD = 65_536
+/** What is larger is not worth being put together with anything. */
+const LARGE = 16_384
 const CLIENT_LEFT = 499
 
 /**
@@ -61,7 +63,8 @@ export class Transfer implements UpstreamListener, Watched {
   #reject!: (error: PatchcordError) => void
   #call: UpstreamCall | undefined
   #answer: UpstreamAnswer | undefined
-  /** The beginning of the body while nothing was written yet, as latin1. */
+  /** What came and was not written yet, as text in which each character is a byte: Node puts it behind the head and
+   * writes both at once. */
   #held = ''
   #hasAll = false
   #isPaused = false
@@ -172,9 +175,7 @@ export class Transfer implements UpstreamListener, Watched {
   #data (chunk: Buffer): void {
     this.#bytes += chunk.length
     this.#moved()
-    const isHeld = !this.#response.headersSent && this.#bytes <= MOST_HELD
-    if (isHeld) {
-      // As text in which each character is a byte: Node puts it behind the head and writes both at once.
+    if (chunk.length <= LARGE && this.#held.length + chunk.length <= MOST_HELD) {
       this.#held += chunk.toString('latin1')
       return
     }
@@ -186,11 +187,7 @@ export class Transfer implements UpstreamListener, Watched {
     this.#hasAll = true
     const response = this.#response
     response.once('finish', () => { this.#settle(() => { this.#resolve({ status: response.statusCode, bytes: this.#bytes }) }) })
-    if (response.headersSent) {
-      response.end()
-      return
-    }
-    this.#writeHead(this.#bytes > 0 ? this.#bytes : undefined)
+    if (!response.headersSent) this.#writeHead(this.#bytes > 0 ? this.#bytes : undefined)
     response.end(this.#held, 'latin1')
     this.#held = ''
   }
@@ -208,12 +205,12 @@ export class Transfer implements UpstreamListener, Watched {
     if (this.#held === '') return
     const held = this.#held
     this.#held = ''
-    this.#writeHead()
     this.#write(held)
   }
 
   #write (chunk: Buffer | string): void {
     const response = this.#response
+    if (!response.headersSent) this.#writeHead()
     const takesMore = typeof chunk === 'string' ? response.write(chunk, 'latin1') : response.write(chunk)
     if (takesMore || this.#isPaused) return
     this.#isPaused = true

@@ -1,10 +1,10 @@
 import { execFileSync } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { parseDatabaseName } from '../../../src/core/ids.js'
 import { startEmbeddedChild } from '../../../src/embedded/supervise.js'
 import type { Contestant } from '../contest.js'
+import { fillWith } from '../database.js'
 import { MIB, TOP } from '../materials.js'
 import { DATABASE, openPatchcord } from '../ports.js'
 import { cpuSeconds, output } from '../processes.js'
@@ -27,7 +27,7 @@ function replication ({ name, title, documents, attachment, rounds }: Plan): Pre
       execFileSync('taskset', ['-a', '-cp', cores.client.join(), String(embedded.pid)], { stdio: 'ignore' })
       const upstream = Number(new URL(embedded.url).port)
       await embedded.createDatabase(parseDatabaseName(DATABASE))
-      await fill(embedded.url, documents, attachment)
+      await fillWith({ url: `${embedded.url}/${DATABASE}`, login: LOGIN, documents, attachment })
       let turns = 0
       const once = async (source: Omit<Source, 'target'>): Promise<number> => {
         const target = join(folder, `target-${turns++}`)
@@ -61,18 +61,5 @@ function replication ({ name, title, documents, attachment, rounds }: Plan): Pre
   }
 }
 
-async function fill (url: string, documents: number, attachment: number): Promise<void> {
-  const batch = attachment > 0 ? 5 : 1_000
-  for (let from = 0; from < documents; from += batch) {
-    const docs = Array.from({ length: Math.min(batch, documents - from) }, (_, at) => ({
-      _id: `document-${String(from + at).padStart(6, '0')}`, title: 'a note', number: from + at, text: randomBytes(90).toString('hex'),
-      ...attachment === 0 ? {} : { _attachments: { data: { content_type: 'application/octet-stream', data: randomBytes(attachment).toString('base64') } } },
-    }))
-    const answer = await fetch(`${url}/${DATABASE}/_bulk_docs`, { method: 'POST', headers: { 'content-type': 'application/json', 'authorization': `Basic ${Buffer.from(`${LOGIN.username}:${LOGIN.password}`).toString('base64')}` }, body: JSON.stringify({ docs }) })
-    const results = await answer.json() as Array<{ ok?: boolean }>
-    if (!answer.ok || !results.every(({ ok }) => ok === true)) throw new Error(`the database did not take the documents: ${answer.status}`)
-  }
-}
-
 export const documents = replication({ name: 'replication', title: '10,000 documents replicated by PouchDB, through the port and from the database directly', documents: 10_000, attachment: 0, rounds: 3 })
-export const attachments = replication({ name: 'attachments', title: '500 documents with 1 MiB attachments replicated by PouchDB, through the port and from the database directly', documents: 500, attachment: MIB, rounds: 3 })
+export const attachments = replication({ name: 'attachments', title: '500 documents with 1 MiB attachments replicated by PouchDB, through the port and from the database directly', documents: 500, attachment: MIB, rounds: 2 })
