@@ -1,4 +1,4 @@
-// All faults on real processes: `npm run test:faults [state|downloads|pairing] [seed]`. State and downloads take about
+// All faults on real processes: `npm run test:faults [state|downloads|pairing|many] [seed]`. State and downloads take about
 // half an hour each, the pairings ten minutes; the samples in `npm test` run the same code
 // (test/state-faults.test.ts, test/download-faults.test.ts, test/pairing-faults.test.ts). Exits 1 if anything went wrong.
 // `npm run test:faults grants [seed]` plays 20,000 random operations (GRANTS_OPERATIONS is another number) on whole devices
@@ -8,7 +8,8 @@ import { mkdtempSync, rmdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LEAF_BYTES } from '../src/files/content-id.js'
-import { fillDisk, killAt, lie, mend, rot, shrink, stall, vanish } from '../test/fixtures/download-faults.js'
+import { fillDisk, killAt, lie, mend, rot, shrink, stall, starveReceiver, starveServer, vanish } from '../test/fixtures/download-faults.js'
+import { manyFiles } from '../test/fixtures/many-files.js'
 import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
 import { beGuardedBy } from '../test/fixtures/processes.js'
 import { startFaultWorld } from '../test/fixtures/fault-world.js'
@@ -17,11 +18,12 @@ import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-fault
 
 const KILLS = 200
 const LEAVES = 96
+const MANY = 100_000
 // It may run beside other work for an hour.
 beGuardedBy(300_000)
 
 const args = process.argv.slice(2)
-const parts = args.filter(arg => arg === 'state' || arg === 'downloads' || arg === 'pairing' || arg === 'grants')
+const parts = args.filter(arg => ['state', 'downloads', 'pairing', 'grants', 'many'].includes(arg))
 let seed = Number(args.find(arg => /^\d+$/.test(arg)) ?? 1)
 /** mulberry32: the moments can be had again by the seed. */
 const random = (): number => {
@@ -74,6 +76,11 @@ async function faultDownloads (): Promise<void> {
       await world.receiver.connected(2)
     }
     for (let run = 1; run <= 10; run++) say((await vanish(world, Math.floor(random() * LEAVES))).right, 'a source that vanishes')
+    for (let run = 1; run <= 3; run++) {
+      const [server, receiver] = [await starveServer(world), await starveReceiver(world)]
+      say(server.isSaid && server.isBack, 'a server without open files says so, and goes on')
+      say(receiver.isSaid && receiver.isBack, 'a receiver without open files says so, and goes on')
+    }
     for (let run = 1; run <= 10; run++) {
       const leaf = Math.floor(random() * LEAVES)
       const { right, dropped } = await rot(world, leaf)
@@ -111,6 +118,14 @@ async function faultDownloads (): Promise<void> {
     process.stdout.write(`NOT TESTED: a full disk takes root to mount a small one (${String(error)})\n`)
   }
   rmdirSync(disk)
+}
+
+/** A store of 100,000 files: nothing is lost or slow beyond reason, and the memory stays bounded. */
+async function manyInStore (): Promise<void> {
+  const { seconds, mebibytes, files } = await manyFiles(mkdtempSync(join(tmpdir(), 'pcm-')), MANY)
+  process.stdout.write(`${MANY} files: seconds ${JSON.stringify(seconds)}, MiB ${JSON.stringify(mebibytes)}\n`)
+  for (const [what, count] of Object.entries(files)) say(count === (what === 'left' ? 0 : MANY), `${what}: ${count} files`)
+  say(mebibytes.afterStart - mebibytes.before < 50, 'a start with many files holds no list of them')
 }
 
 /** The kill table: each row is a fresh pair of devices. */
@@ -151,5 +166,6 @@ async function walkGrants (): Promise<void> {
 if (parts.length === 0 || parts.includes('grants')) await walkGrants()
 if (parts.length === 0 || parts.includes('state')) await faultState()
 if (parts.length === 0 || parts.includes('pairing')) await faultPairing()
+if (parts.length === 0 || parts.includes('many')) await manyInStore()
 if (parts.length === 0 || parts.includes('downloads')) await faultDownloads()
 process.exit(failed === 0 ? 0 : 1)

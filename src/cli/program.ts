@@ -1,4 +1,5 @@
 import { Command, CommanderError } from 'commander'
+import { fileError, systemCode } from '../core/errors.js'
 import { contextOf, type CliIo, type CommonOptions, type Context } from './context.js'
 import * as ca from './ca-commands.js'
 import * as couch from './couch-commands.js'
@@ -40,7 +41,9 @@ export async function runCli (args: readonly string[], cli: Cli): Promise<number
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage
     if (error instanceof machine.CheckFailed) return EXIT.failed
     if (io.signal.aborted) return EXIT.interrupted
-    return new Output(isJson, io.stdout, io.stderr).fail(error)
+    // Not even the program itself could be read.
+    const known = systemCode(error) === 'EMFILE' || systemCode(error) === 'ENFILE' ? fileError(error, 'a file of patchcord') : error
+    return new Output(isJson, io.stdout, io.stderr).fail(known)
   }
 }
 

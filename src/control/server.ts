@@ -31,6 +31,7 @@ export class ControlServer {
     this.#logger = logger
     this.#http = createServer((message, response) => { void this.#answer(message, response) })
     this.#http.requestTimeout = 30_000
+    this.#http.on('error', error => { this.#logger.error({ err: error }, 'the control socket cannot accept') })
   }
 
   /** The caller holds the lock of the home folder, so a socket that is there was left behind. */

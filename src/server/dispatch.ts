@@ -114,7 +114,8 @@ export class Dispatch {
       const failure = failureOf(error)
       line.status = failure.status
       if (failure.code === 'internal') logger.error({ ...line, err: error }, 'request failed')
-      else line.problem = failure.status < 429 ? failure.code : failure.message
+      else if (failure.code === 'no-handles') logger.error({ action: line.action, reason: failure.message }, 'too many open files; raise the limit (ulimit -n, or LimitNOFILE= in the unit)')
+      if (failure.code !== 'internal') line.problem = failure.status < 429 ? failure.code : failure.message
       if (endsConnection(failure)) connection.refused = true
       line.bytes = answerError(message, response, failure)
     }

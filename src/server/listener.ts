@@ -68,6 +68,12 @@ export class Listener {
       if (code === 'EACCES') throw new PatchcordError('port-in-use', `port ${port} needs root`, { hint: 'choose a port above 1023 with --listen', cause: error })
       throw new PatchcordError('unreachable', `cannot listen on ${where}: ${code ?? String(error)}`, { hint: 'the address must be one of this machine\'s, with its interface where it is link-local', cause: error })
     }
+    // What comes from now on is about one connection: the system lets this process have no more of them. Those that are not
+    // admitted yet make room, at once: libuv asks for the next connection before anything else runs, again and again.
+    server.on('error', error => {
+      this.#options.logger.error({ error: systemCode(error) ?? error.message, knocking: this.#knocking.size }, 'a connection could not be accepted: too many open files. Raise the limit (ulimit -n, or LimitNOFILE= in the unit)')
+      for (const socket of this.#knocking.values()) socket.destroy()
+    })
     this.#tcp.push(server)
     const bound = server.address() as AddressInfo
     return { ...splitZone(bound.address), ...splitZone(host), port: bound.port }

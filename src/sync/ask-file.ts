@@ -117,7 +117,7 @@ function refuse ({ device, account }: Source, { status, headers }: AnswerHead): 
   }
   if (status === 404) throw new PatchcordError('not-found', `device ${device} does not have it, or does not share it with this device`)
   if (status === 429) throw new PatchcordError('too-many', `device ${device} wants fewer requests at once`)
-  throw new PatchcordError('unreachable', `device ${device} answered ${status}`)
+  throw new PatchcordError('unreachable', status === 503 ? `device ${device} cannot give files now (503)` : `device ${device} answered ${status}`, { hint: 'the log there says why: patchcord logs' })
 }
 
 const Records = v.object({ databases: v.array(databaseName) })
