@@ -9,6 +9,7 @@
  *   reconnect   each request has a connection, and a full handshake, of its own
  *   handshake   connections are closed when the server's first ticket came: it has checked the client then
  *   hold        opens the connections, asks once on each, and keeps them until stdin ends
+ *   stall       opens the connections, asks once on each, reads nothing of the answer, and keeps them until stdin ends
  *
  * Offers TLS_AES_128_GCM_SHA256 and X25519 alone and never resumes. Ends with one line of JSON on stdout: times in
  * microseconds, from the request (or from connect) to the last byte. Every answer but 200, and every
@@ -31,8 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum mode { REQUESTS, RECONNECT, HANDSHAKE, HOLD };
-enum state { SHAKING, WRITING, HEAD, BODY, IDLE };
+enum mode { REQUESTS, RECONNECT, HANDSHAKE, HOLD, STALL };
+enum state { SHAKING, WRITING, HEAD, BODY, IDLE, STALLED };
 
 struct connection {
   int fd;
@@ -171,7 +172,10 @@ static void run(struct connection *c) {
         got = SSL_write(c->ssl, request + c->written, request_length - c->written);
         if (got > 0) {
           c->written += got;
-          if (c->written == request_length) c->state = HEAD;
+          if (c->written == request_length) {
+            c->state = mode == STALL ? STALLED : HEAD;
+            if (mode == STALL) count(c);
+          }
           continue;
         }
         break;
@@ -198,6 +202,8 @@ static void run(struct connection *c) {
           continue;
         }
         break;
+      case STALLED:
+        return;
       case IDLE:
         got = SSL_read(c->ssl, buffer, sizeof buffer);
         if (mode == HANDSHAKE && c->ticket) {
@@ -223,12 +229,12 @@ static double percentile(double part) {
 
 int main(int count_of_arguments, char **arguments) {
   if (count_of_arguments != 9) {
-    fprintf(stderr, "load <address> <port> <certificate> <key> <connections> <milliseconds> <path> requests|reconnect|handshake|hold\n");
+    fprintf(stderr, "load <address> <port> <certificate> <key> <connections> <milliseconds> <path> requests|reconnect|handshake|hold|stall\n");
     return 2;
   }
-  const char *names[] = {"requests", "reconnect", "handshake", "hold"};
+  const char *names[] = {"requests", "reconnect", "handshake", "hold", "stall"};
   int known = 0;
-  for (int at = 0; at < 4; at++) if (strcmp(arguments[8], names[at]) == 0) mode = at, known = 1;
+  for (int at = 0; at < 5; at++) if (strcmp(arguments[8], names[at]) == 0) mode = at, known = 1;
   address.sin6_family = AF_INET6;
   address.sin6_port = htons(atoi(arguments[2]));
   if (!known || inet_pton(AF_INET6, arguments[1], &address.sin6_addr) != 1) return 2;
@@ -258,17 +264,18 @@ int main(int count_of_arguments, char **arguments) {
   if (times == NULL || poller < 0 || all == NULL) fail("start");
 
   struct epoll_event events[256];
+  int holds = mode == HOLD || mode == STALL;
   double from = now();
   int started = 0, announced = 0;
-  if (mode == HOLD) {
+  if (holds) {
     struct epoll_event input = {.events = EPOLLIN, .data.ptr = NULL};
     if (epoll_ctl(poller, EPOLL_CTL_ADD, 0, &input) < 0) fail("stdin");
   }
   for (;;) {
     /* Connections that are held are opened a few at a time: no listener's backlog has to hold them all. */
-    int most = mode == HOLD ? (int)(done + errors) + 32 : connections;
+    int most = holds ? (int)(done + errors) + 32 : connections;
     while (started < connections && started < most) open_connection(&all[started++]);
-    if (mode == HOLD && !announced && done + errors >= connections) {
+    if (holds && !announced && done + errors >= connections) {
       printf("{\"held\":%lld,\"errors\":%lld,\"seconds\":%.3f}\n", done, errors, (now() - from) / 1e6);
       fflush(stdout);
       announced = 1;
@@ -283,8 +290,8 @@ int main(int count_of_arguments, char **arguments) {
       fflush(stdout);
     }
     double left = (mode == REQUESTS && !announced ? 60e6 : limit) - (now() - from);
-    if (mode != HOLD && left <= 0) break;
-    int found = epoll_wait(poller, events, 256, mode == HOLD ? -1 : (int)(left / 1e3) + 1);
+    if (!holds && left <= 0) break;
+    int found = epoll_wait(poller, events, 256, holds ? -1 : (int)(left / 1e3) + 1);
     int input_ended = 0;
     for (int at = 0; at < found; at++) {
       if (events[at].data.ptr == NULL) input_ended = 1;
@@ -297,6 +304,6 @@ int main(int count_of_arguments, char **arguments) {
   struct rusage used;
   getrusage(RUSAGE_SELF, &used);
   double cpu = used.ru_utime.tv_sec + used.ru_stime.tv_sec + (used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6;
-  if (mode != HOLD) printf("{\"done\":%lld,\"seconds\":%.4f,\"bytes\":%lld,\"errors\":%lld,\"opened\":%lld,\"p50\":%.0f,\"p99\":%.0f,\"cpu\":%.3f}\n", done, seconds, bytes, errors, opened, percentile(0.5), percentile(0.99), cpu);
+  if (!holds) printf("{\"done\":%lld,\"seconds\":%.4f,\"bytes\":%lld,\"errors\":%lld,\"opened\":%lld,\"p50\":%.0f,\"p99\":%.0f,\"cpu\":%.3f}\n", done, seconds, bytes, errors, opened, percentile(0.5), percentile(0.99), cpu);
   return 0;
 }

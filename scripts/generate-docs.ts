@@ -11,6 +11,7 @@ import { decide } from '../src/policy/decide.js'
 import type { Principal } from '../src/policy/principal.js'
 import type { QueryRule } from '../src/policy/query.js'
 import { SURFACE, type BodyForm, type PathForm, type SurfaceRow } from '../src/policy/surface.js'
+import { newestResults, withFigures } from './bench/results.js'
 import { envJsonSchema } from './env-json-schema.js'
 
 const TOP = fileURLToPath(new URL('../..', import.meta.url))
@@ -25,7 +26,14 @@ export function generateDocs (): ReadonlyMap<string, string> {
     ['docs/limits.md', limits(comments)],
     ['docs/metrics.md', metrics()],
     ['docs/couch-surface.md', surface()],
+    ...readme(),
   ])
+}
+
+/** The README's figures, where something was measured. */
+function readme (): Array<[string, string]> {
+  const results = newestResults(join(TOP, 'bench/results'))
+  return results === undefined ? [] : [['README.md', withFigures(readFileSync(join(TOP, 'README.md'), 'utf8'), results)]]
 }
 
 function table (head: readonly string[], rows: ReadonlyArray<readonly string[]>): string {

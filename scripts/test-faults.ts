@@ -1,20 +1,27 @@
 // All faults on real processes: `npm run test:faults [state|downloads|pairing] [seed]`. State and downloads take about
 // half an hour each, the pairings ten minutes; the samples in `npm test` run the same code
 // (test/state-faults.test.ts, test/download-faults.test.ts, test/pairing-faults.test.ts). Exits 1 if anything went wrong.
+// `npm run test:faults grants [seed]` plays 20,000 random operations (GRANTS_OPERATIONS is another number) on whole devices
+// and compares each principal's whole surface with a model; it takes about half an hour (test/grants-walk.test.ts).
 import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmdirSync } from 'node:fs'
+import { mkdtempSync, rmdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { LEAF_BYTES } from '../src/files/content-id.js'
-import { fillDisk, killAt, lie, stall, vanish } from '../test/fixtures/download-faults.js'
+import { fillDisk, killAt, lie, mend, rot, shrink, stall, vanish } from '../test/fixtures/download-faults.js'
 import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
+import { beGuardedBy } from '../test/fixtures/processes.js'
 import { startFaultWorld } from '../test/fixtures/fault-world.js'
+import { drawOperations, playOperations, shrink as shrinkWalk } from '../test/fixtures/grants-walk.js'
 import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-faults.js'
 
 const KILLS = 200
-const LEAVES = 192
+const LEAVES = 96
+// It may run beside other work for an hour.
+beGuardedBy(300_000)
+
 const args = process.argv.slice(2)
-const parts = args.filter(arg => arg === 'state' || arg === 'downloads' || arg === 'pairing')
+const parts = args.filter(arg => arg === 'state' || arg === 'downloads' || arg === 'pairing' || arg === 'grants')
 let seed = Number(args.find(arg => /^\d+$/.test(arg)) ?? 1)
 /** mulberry32: the moments can be had again by the seed. */
 const random = (): number => {
@@ -48,6 +55,12 @@ async function faultState (): Promise<void> {
 
 async function faultDownloads (): Promise<void> {
   const world = await startFaultWorld(mkdtempSync(join(tmpdir(), 'pcf-')), 2, LEAVES * LEAF_BYTES + 11)
+  // Distrust lasts for a session.
+  const newSession = async (): Promise<void> => {
+    await world.receiver.stop()
+    await world.receiver.start()
+    await world.receiver.connected(2)
+  }
   try {
     for (let run = 1; run <= KILLS; run++) {
       const leaves = Math.floor(random() * LEAVES)
@@ -63,12 +76,24 @@ async function faultDownloads (): Promise<void> {
     for (let run = 1; run <= 10; run++) say((await vanish(world, Math.floor(random() * LEAVES))).right, 'a source that vanishes')
     for (let run = 1; run <= 10; run++) {
       const leaf = Math.floor(random() * LEAVES)
-      const { right, dropped } = await lie(world, leaf)
-      say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a source that lies in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
-      // Distrust lasts for a session.
-      await world.receiver.stop()
-      await world.receiver.start()
-      await world.receiver.connected(2)
+      const { right, dropped } = await rot(world, leaf)
+      say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a file that rots under the server in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
+      await mend(world)
+      await newSession()
+    }
+    for (let run = 1; run <= 10; run++) {
+      const leaves = Math.floor(random() * LEAVES / 2)
+      const { right, dropped, isNamed } = await shrink(world, leaves)
+      say(right && dropped.length === 0, `a file that shrinks under the server to ${leaves} leaves${isNamed ? ', which its log names' : ' (none of what is gone was asked for)'}`)
+      await mend(world)
+      await newSession()
+    }
+    for (let run = 1; run <= 10; run++) {
+      const leaf = Math.floor(random() * LEAVES)
+      const { right, dropped, isLogged, askedAgain } = await lie(world, leaf)
+      const isNamed = dropped.length === 0 || (isLogged && dropped.every(({ device, leaf: at }) => device === world.sources[0]?.service?.ready.device && at !== null && at % 100 === leaf % 100))
+      say(right && isNamed && askedAgain === 0, `a peer that lies in one leaf of a hundred (${leaf % 100})${dropped.length === 0 ? ', which it was not asked for' : ', and is dropped'}`)
+      await newSession()
     }
   } finally {
     await world.stop()
@@ -101,6 +126,29 @@ async function faultPairing (): Promise<void> {
   process.stdout.write(`${PAIRING_KILLS.length} kills during a pairing: ${JSON.stringify(ends)}\n`)
 }
 
+/** Random operations beside a model of the grants; a walk that fails is shrunk for at most ten minutes. */
+async function walkGrants (): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'pcg-'))
+  const count = Number(process.env['GRANTS_OPERATIONS'] ?? 20_000)
+  const chosen = seed
+  const operations = drawOperations(count, chosen)
+  process.stdout.write(`seed ${chosen}, ${count} operations\n`)
+  const from = performance.now()
+  const { compared, failure } = await playOperations(operations, folder, 2_500, at => {
+    if (at > 0 && at % 1_000 === 0) process.stdout.write(`${at} operations after ${Math.round((performance.now() - from) / 1000)} s\n`)
+  })
+  const { user, system } = process.cpuUsage()
+  say(failure === undefined, `grants, seed ${chosen}: ${count} operations, ${compared} requests compared, ${Math.round((performance.now() - from) / 1000)} s, ${Math.round((user + system) / 1e6)} s of CPU`)
+  if (failure !== undefined) {
+    process.stdout.write(`operation ${failure.at}: ${failure.error.message}\n`)
+    const until = performance.now() + 600_000
+    const few = await shrinkWalk(operations.slice(0, failure.at + 1), folder, () => performance.now() > until)
+    process.stdout.write(`${few.length} operations that do: ${JSON.stringify(few)}\n`)
+  }
+  rmSync(folder, { recursive: true, force: true })
+}
+
+if (parts.length === 0 || parts.includes('grants')) await walkGrants()
 if (parts.length === 0 || parts.includes('state')) await faultState()
 if (parts.length === 0 || parts.includes('pairing')) await faultPairing()
 if (parts.length === 0 || parts.includes('downloads')) await faultDownloads()

@@ -107,6 +107,7 @@ const PACKAGES: Readonly<Record<string, readonly [rooms: readonly string[], why:
   'http-proxy': [['couch'], 'the way to CouchDB'],
   'commander': [['cli'], 'command lines'],
   'prom-client': [['agent'], 'metrics'],
+  'ora': [['cli'], 'the line of progress on a terminal'],
   'uqr': [['cli'], 'the QR code of a pairing link, drawn in the terminal'],
   'pouchdb-core': [['embedded', 'sync'], 'embedded stores with it, sync replicates with it; each types the part it calls'],
   'pouchdb-adapter-leveldb': [['embedded'], 'the store of the embedded database'],

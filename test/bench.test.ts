@@ -7,11 +7,12 @@ import { chart } from '../scripts/bench/chart.js'
 import { contest, median, type Contestant, type Outcome, type Work } from '../scripts/bench/contest.js'
 import { fill } from '../scripts/bench/materials.js'
 import { details, summary } from '../scripts/bench/report.js'
+import { merge, withFigures, writeResults, readResults, newestResults, type Measured, type Results } from '../scripts/bench/results.js'
 import { WORKS } from '../scripts/bench/works.js'
 
 const TOP = fileURLToPath(new URL('../..', import.meta.url))
 const BENCH = join(TOP, 'build/scripts/bench.js')
-const WORK: Work = { name: 'work', title: 'a <work>', unit: '/s', better: 'more', rounds: 3, ours: 'patchcord', goal: { of: 'other', ratio: 2 } }
+const WORK: Work = { name: 'work', title: 'a <work>', unit: '/s', better: 'more', group: 'port', rounds: 3, ours: 'patchcord', goal: { of: 'other', ratio: 2 } }
 
 /** Gives the values one after the other, the first as its warm-up. */
 function contestant (name: string, values: readonly number[], log: string[], missing?: string): Contestant {
@@ -73,6 +74,38 @@ await t.test('turns alternate, the warm-up does not count, ratios are made withi
   const alone = await run(WORK, [contestant('patchcord', [1, 1, 1, 1], log), contestant('other', [], log, 'not installed')])
   t.equal(alone.reached, undefined, 'nothing is reached beside somebody who is missing')
   t.equal(median([4, 1, 3, 2]), 2.5)
+})
+
+await t.test('a warm-up of its own comes instead of the turn that does not count, and what starts cold has none', async t => {
+  const log: string[] = []
+  const warm: Contestant = { name: 'patchcord', version: '', start: async () => ({ turn: async () => { log.push('turn'); return { value: 1 } }, warmUp: async () => { log.push('warm-up') }, stop: async () => undefined }) }
+  await run({ ...WORK, rounds: 2 }, [warm])
+  t.same(log.splice(0), ['warm-up', 'turn', 'turn'])
+  await run({ ...WORK, rounds: 2, cold: true }, [warm])
+  t.same(log, ['turn', 'turn'])
+})
+
+await t.test('results of one day come together, and the README says what they say', async t => {
+  const folder = t.testdir({})
+  t.equal(newestResults(folder), undefined)
+  const outcome = async (name: string, ours: number): Promise<Measured> => ({ ...await run({ ...WORK, name, title: `title of ${name}`, goal: { of: 'other', ratio: 2, floor: 1.5 } }, [contestant('patchcord', [ours, ours, ours, ours], []), contestant('other', [1, 1, 1, 1], [])]), measured: '2026-01-02T03:04:05Z', took: 61, meanwhile: 'nothing' })
+  const results = (outcomes: Measured[], notDone: Results['notDone'] = []): Results => ({ date: '2026-01-02T03:04:05Z', machine: { processor: 'p', node: 'v1', budget: 'one core' }, outcomes, notDone })
+  const first = results([await outcome('one', 3), await outcome('two', 1)], [{ name: 'three', why: 'no curl' }])
+  const all = merge(first, results([await outcome('three', 1.6), await outcome('one', 5)]), ['one', 'two', 'three'])
+  t.same(all.outcomes.map(({ name, standings }) => [name, standings[0]?.median]), [['one', 5], ['two', 1], ['three', 1.6]])
+  t.same(all.notDone, [], 'what could not be done was done later')
+  t.same(all.outcomes.map(({ reached, aboveFloor }) => [reached, aboveFloor]), [[true, true], [false, false], [false, true]])
+  writeResults(folder, first)
+  writeResults(folder, { ...all, date: '2026-01-10' })
+  t.same(newestResults(folder)?.outcomes.length, 3)
+  t.same(readResults(folder, '2026-01-02')?.notDone, first.notDone)
+  t.same(readdirSync(folder).toSorted(), ['2026-01-02.json', '2026-01-02.md', '2026-01-02.svg', '2026-01-10.json', '2026-01-10.md', '2026-01-10.svg'])
+  t.throws(() => withFigures('no place', all), /no place for figures/)
+  const readme = readFileSync(join(TOP, 'README.md'), 'utf8')
+  const made = withFigures(readme, first)
+  t.equal(withFigures(withFigures(readme, all), first), made, 'made again it is the same')
+  t.match(made, /title of one \| 3\.00 \/s \| 3\.00 × other \| 2 × other, at least 1\.5: reached/)
+  t.match(made, /Not done: three \(no curl\)/)
 })
 
 await t.test('every configuration of a peer has its values named, and asks for none that is not given', async t => {

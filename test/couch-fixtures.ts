@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import { createServer, request as httpRequest, type IncomingHttpHeaders, type IncomingMessage, type Server } from 'node:http'
 import { connect, createServer as createNetServer, type AddressInfo, type Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { CouchProxy, type CouchProxyOptions } from '../src/couch/proxy.js'
+import { CouchProxy, type CouchCredentials, type CouchProxyOptions } from '../src/couch/proxy.js'
 import { sendCouchFailure } from '../src/core/couch-answers.js'
 import type { Forwarded } from '../src/couch/transfer.js'
 import { PatchcordError } from '../src/core/errors.js'
@@ -138,11 +138,13 @@ export interface Gate {
 
 export interface GateOptions extends Omit<CouchProxyOptions, 'url'> {
   readonly principal?: Principal
+  /** What requests are forwarded with. */
+  readonly credentials?: CouchCredentials
   /** Hands the proxy what the canonical form refuses: the request with its own headers, as it came. */
   readonly lax?: boolean
 }
 
-export async function startGate (url: string, { principal = own, lax = false, ...options }: GateOptions = {}): Promise<Gate> {
+export async function startGate (url: string, { principal = own, credentials = { username: 'limited', password: 'secret' }, lax = false, ...options }: GateOptions = {}): Promise<Gate> {
   const proxy = new CouchProxy({ url, ...options })
   const outcomes: Gate['outcomes'] = []
   const server: Server = createServer((incoming, response) => {
@@ -158,7 +160,7 @@ export async function startGate (url: string, { principal = own, lax = false, ..
     if (action?.kind !== 'couch') return refuse(new PatchcordError('not-found', 'no such thing'))
     const decision = decide(principal, action, 0)
     if (!decision.allowed) return refuse(new PatchcordError(decision.status === 404 ? 'not-found' : decision.status === 403 ? 'refused' : 'not-canonical', decision.reason))
-    proxy.forward({ action, request, principal, credentials: { username: 'limited', password: 'secret' }, body: incoming, response })
+    proxy.forward({ action, request, principal, credentials, body: incoming, response })
       .then(outcome => { outcomes.push(outcome) }, (error: unknown) => {
         if (!(error instanceof PatchcordError)) throw error
         refuse(error)

@@ -14,7 +14,7 @@ import { sendCouchError } from '../src/core/couch-answers.js'
 import { boundedFeedQuery } from '../src/policy/feed.js'
 import { requestHeaders, responseHeaders } from '../src/policy/couch-headers.js'
 import { CouchProxy, parseCouchUrl } from '../src/couch/proxy.js'
-import { socketAddress } from '../src/couch/quiet-http-proxy.js'
+import { socketAddress } from '../src/couch/upstream.js'
 import { COUCH_WELCOME, visibleDatabases } from '../src/couch/welcome.js'
 import type { DatabaseName } from '../src/core/ids.js'
 import type { BodyForm } from '../src/policy/surface.js'
@@ -562,8 +562,10 @@ void t.test('a kept connection that upstream closed is not an error', async t =>
   const { gate, upstream } = await stand(t, (socket, _request, index) => { if (index === 1) socket.write(JSON_OK); else socket.resetAndDestroy() })
   t.equal((await ask(gate, { path: '/couch/db/a' })).status, 200)
   t.equal((await ask(gate, { path: '/couch/db/b' })).status, 200, 'read again on a new one')
-  t.equal((await ask(gate, { method: 'PUT', path: '/couch/db/c', body: '{}' })).status, 502, 'what writes is not sent twice')
-  t.equal(upstream.requests.filter(({ target }) => target === '/db/c').length, 1)
+  t.equal((await ask(gate, { method: 'DELETE', path: '/couch/db/c?rev=1-a' })).status, 502, 'what writes is not sent twice')
+  t.equal((await ask(gate, { method: 'PUT', path: '/couch/db/d', body: '{}' })).status, 200, 'bodies have connections of their own')
+  t.equal((await ask(gate, { method: 'PUT', path: '/couch/db/e', body: '{}' })).status, 502, 'nor is a body')
+  for (const target of ['/db/c?rev=1-a', '/db/e']) t.equal(upstream.requests.filter(request => request.target === target).length, 1, target)
 })
 
 void t.test('different entries never share a connection', async t => {
@@ -647,9 +649,10 @@ void t.test('no deprecation is printed, and util is as it was', async t => {
     const { sendUpstream } = await import(${JSON.stringify(new URL('../src/couch/quiet-http-proxy.js', import.meta.url).href)})
     const { Readable } = await import('node:stream')
     const server = createServer((request, response) => response.end('fine')).listen(0, '127.0.0.1', () => {
-      sendUpstream({ host: '127.0.0.1', port: server.address().port }, { method: 'GET', path: '/', headers: {}, body: Readable.from([]), agent: undefined }, {
-        connected () {}, failed () {},
-        answered (answer) { answer.resume(); answer.on('end', () => { console.log(answer.statusCode, util._extend === _extend); server.close(); server.closeAllConnections() }) },
+      sendUpstream({ host: '127.0.0.1', port: server.address().port }, { method: 'GET', path: '/', headers: {} }, { body: Readable.from([]), agent: undefined }, {
+        failed () {}, data () {}, caughtUp () {},
+        answered ({ status }) { console.log(status, util._extend === _extend) },
+        ended () { server.close(); server.closeAllConnections() },
       })
     })`
   const { stdout, stderr } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', script], { env: { ...process.env, NODE_OPTIONS: '' } })

@@ -1,19 +1,21 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { Agent, createServer, type IncomingMessage, type ServerResponse } from 'node:http'
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import { connect, type AddressInfo } from 'node:net'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { systemClock } from '../src/core/clock.js'
-import { parseDeviceId, type ContentId } from '../src/core/ids.js'
+import { parseDatabaseName, parseDeviceId, type ContentId } from '../src/core/ids.js'
 import { silentLogger } from '../src/core/log.js'
 import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
 import { PartialFile } from '../src/files/partial.js'
 import { FileStore } from '../src/files/store.js'
 import type { Source } from '../src/sync/ask-file.js'
+import { BytePool } from '../src/sync/byte-connection.js'
 import { Distrust } from '../src/sync/distrust.js'
+import { Downloads } from '../src/sync/downloads.js'
 import { download, type DownloadEvent, type DownloadOptions, type Downloaded } from '../src/sync/download.js'
 import { LeafPlan, type Span } from '../src/sync/leaf-plan.js'
 
@@ -29,6 +31,8 @@ interface FakePeer {
   /** Instead of sending `bytes` at once. */
   send: ((response: ServerResponse, bytes: Buffer) => void) | undefined
   tellSize: number | undefined
+  /** The database that it says it answers on account of. */
+  account: string | undefined
   close (): void
 }
 
@@ -36,10 +40,11 @@ let peers = 0
 
 async function fakePeer (t: Test, files: Record<string, Buffer>): Promise<FakePeer> {
   const device = parseDeviceId(String.fromCharCode(97 + peers++ % 26).repeat(51) + 'a')
-  const peer: FakePeer = { source: undefined as never, asked: [], requests: [], spoil: undefined, send: undefined, tellSize: undefined, close: () => { server.closeAllConnections(); server.close(); agent.destroy() } }
+  const peer: FakePeer = { source: undefined as never, asked: [], requests: [], spoil: undefined, send: undefined, tellSize: undefined, account: undefined, close: () => { server.closeAllConnections(); server.close(); bytes.destroy() } }
   const answer = (request: IncomingMessage, response: ServerResponse): void => {
     peer.requests.push(`${request.url} ${request.headers.range ?? ''}`.trim())
-    const [, , id = '', part] = (request.url ?? '').split('/')
+    const [, , id = '', part] = (request.url ?? '').replace(/\?.*$/, '').split('/')
+    if (peer.account !== undefined) response.setHeader('Patchcord-Database', peer.account)
     const file = files[id]
     if (file === undefined) {
       response.writeHead(404).end()
@@ -70,9 +75,12 @@ async function fakePeer (t: Test, files: Record<string, Buffer>): Promise<FakePe
   server.listen({ host: '::1', port: 0 })
   await once(server, 'listening')
   const { port } = server.address() as AddressInfo
-  const agent = new Agent({ keepAlive: true, maxSockets: 8 })
-  Object.assign(agent, { createConnection: () => connect({ host: '::1', port, noDelay: true }) })
-  Object.assign(peer, { source: { device, agent } })
+  const bytes = new BytePool(async (onread, signal) => {
+    const socket = connect({ host: '::1', port, noDelay: true, onread, signal })
+    await once(socket, 'connect')
+    return socket
+  }, { host: 'peer', who: `device ${device}` })
+  Object.assign(peer, { source: { device, bytes } })
   t.teardown(() => { peer.close() })
   return peer
 }
@@ -354,5 +362,45 @@ await t.test('what is remembered of a download and is damaged is not believed', 
     const found = partial && { missing: partial.missing(), damaged: partial.damaged.toSorted((one, other) => one - other) }
     await partial?.suspend()
     return found
+  }
+})
+
+await t.test('on account of a database, only who says the account back is believed to have understood', async t => {
+  const { store } = await openStore(t)
+  const account = parseDatabaseName('shared')
+  for (const file of [randomBytes(10), randomBytes(2 * LEAF_BYTES)]) {
+    const peer = await fakePeer(t, { [idOf(file)]: file })
+    const source = { ...peer.source, account }
+    for (const says of [undefined, 'other', 'Shared']) {
+      peer.account = says
+      await t.rejects(fetchFrom(store, idOf(file), [{ ...peer, source }]).done, { code: 'not-found' }, `an answer that names ${says}`)
+      t.ok(peer.requests.every(request => request.includes('?database=shared')))
+      t.equal(await store.has(idOf(file)), false)
+    }
+    peer.account = account
+    t.match(await fetchFrom(store, idOf(file), [{ ...peer, source }]).done, { givers: new Set([`${peer.source.device} ${account}`]) })
+  }
+})
+
+await t.test('a download of an earlier run waits for who has it, though others who are there do not', async t => {
+  const { store, partial } = await openStore(t)
+  const home = join(partial, '..')
+  for (const file of [randomBytes(10), randomBytes(3 * LEAF_BYTES)]) {
+    const id = idOf(file)
+    writeFileSync(join(home, 'downloads.json'), JSON.stringify({ version: 1, downloads: [{ id, size: file.length }] }), { mode: 0o600 })
+    const [without, giver] = [await fakePeer(t, {}), await fakePeer(t, { [id]: file })]
+    const downloads = await Downloads.open(home, store, { clock: systemClock, logger: silentLogger() }, () => undefined)
+    const connected = [without]
+    await new Promise<void>(resolve => {
+      downloads.goOn(() => () => connected.map(({ source }) => source), async () => { resolve() })
+      // Asked more than once, it said no each time, and then the giver comes.
+      const looking = setInterval(() => {
+        if (new Set(without.requests).size < without.requests.length && !connected.includes(giver)) connected.push(giver)
+      }, 20)
+      t.teardown(() => { clearInterval(looking) })
+    })
+    t.ok(readFileSync(store.path(id)).equals(file))
+    t.match(JSON.parse(readFileSync(join(home, 'downloads.json'), 'utf8')), { downloads: [] })
+    await downloads.stop()
   }
 })

@@ -63,7 +63,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
     await device.call('inbox', {}, offer => { offers.push(offer) })
     return offers
   }
-  const events: object[] = []
+  const events: Array<{ event: string }> = []
   const sending = laptop.call('send', { device: 'friend', paths: [join(folder, 'holiday')] }, event => { events.push(event) })
   await lab.until('the offer', async () => (await inbox()).length === 1)
   const [offer] = await inbox()
@@ -79,7 +79,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.equal(readFileSync(join(to, 'holiday/deep/nothing')).length, 0)
   t.ok(readFileSync(join(to, 'holiday/deep/b.bin')).equals(big))
   t.match(await sending, { answer: 'done', files: 3 })
-  t.match(events[0], { event: 'offered', files: 3 })
+  t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3 })
   await lab.until('the offer being forgotten', async () => (await inbox()).length === 0 && laptop.agent.offers.sent.length === 0)
   t.strictSame(await laptop.agent.store.records(id), [], 'lending records nothing')
 

@@ -60,6 +60,7 @@ await t.test('own by a code: certificates, databases, and nothing of it before t
 
   const again = await open(lab, laptop, { as: 'own', yes: true })
   t.match(await desktop.call('pair-join', { invitation: again.link, as: 'own', yes: true, at: again.at }), { name: 'laptop' }, 'pairing again mends and changes nothing')
+  t.strictSame(again.events.map(({ event }) => event), ['window', 'request'], 'who said yes beforehand is told who came')
   await again.done
   t.equal((await laptop.call('devices', {})).devices.length, 2)
 })

@@ -603,7 +603,7 @@ await t.test('sources are this machine and its links', t => {
 
 await t.test('an entry has so many connections, requests, feeds and bodies', async t => {
   const upstream = await startEndless(t)
-  const { port } = await start(t, { couch: couchAt(upstream), limits: { connectionsPerEntry: 6, requestsPerEntry: 4, feedsPerEntry: 2, bodies: 1 } })
+  const { port } = await start(t, { couch: couchAt(upstream), limits: { connectionsPerEntry: 6, requestsPerEntry: 4, feedsPerEntry: 2, bodies: 1, smallBodyBytes: 19 } })
   const second = device(friend)
   const feeds = [new Client(port, friendDevice).write(FEED), new Client(port, second).write(FEED)]
   for (const feed of feeds) t.ok(await feed.answers(1))
@@ -618,6 +618,14 @@ await t.test('an entry has so many connections, requests, feeds and bodies', asy
   const body = new Client(port, friendDevice).write(`${upload()}{"a":["1-a","2-b"]} `)
   t.ok(await body.ended())
   t.strictSame(body.statuses, [429], 'a second body at once')
+  const chunked = new Client(port, friendDevice).write(head('POST /couch/shared/_revs_diff HTTP/1.1', 'Content-Type: application/json', 'Transfer-Encoding: chunked'))
+  t.ok(await chunked.ended())
+  t.strictSame(chunked.statuses, [429], 'one that does not tell its length may be large')
+  const small = new Client(port, friendDevice).write(`${head('POST /couch/shared/_missing_revs HTTP/1.1', 'Content-Type: application/json', 'Content-Length: 2')}{}`)
+  t.ok(await small.answers(1))
+  t.strictSame(small.statuses, [200], 'small ones are not counted')
+  small.end()
+  await small.closed
   // Two feeds and a body run: one more request may.
   const poll = new Client(port, writer).write(FEED)
   t.ok(await poll.answers(1), 'another entry has limits of its own')

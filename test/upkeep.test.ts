@@ -36,7 +36,7 @@ await t.test('get by name, verify, gc, add --move', async t => {
   await t.rejects(device.call('get', { id: 'kept.bin', output: join(folder, 'x') }), { code: 'usage', message: '2 files are called "kept.bin"' })
 
   const unreferenced: string[] = []
-  t.match(await device.call('gc', {}, ({ id }) => { unreferenced.push(id) }), { files: 1, bytes: 100, removed: false })
+  t.match(await device.call('gc', {}, event => { if (event.event === 'unreferenced') unreferenced.push(event.id) }), { files: 1, bytes: 100, removed: false })
   t.strictSame(unreferenced, [loose])
   t.ok(existsSync(path(loose)), 'shown, not removed')
   t.match(await device.call('gc', { remove: true }), { files: 1, removed: true })

@@ -35,9 +35,9 @@ const talk = async (path: string): Promise<void> => {
 const askCouch = async (): Promise<void> => {
   const proxy = await import('/usr/lib/patchcord/build/src/couch/quiet-http-proxy.js' as string) as { sendUpstream: typeof sendUpstream }
   await new Promise<void>((resolve, reject) => {
-    proxy.sendUpstream({ host: '127.0.0.1', port: couchPort }, { method: 'GET', path: '/', headers: { host: '127.0.0.1' }, body: Readable.from([]), agent: new Agent() }, {
-      connected: () => undefined,
-      answered: answer => { answer.resume(); resolve() },
+    proxy.sendUpstream({ host: '127.0.0.1', port: couchPort }, { method: 'GET', path: '/', headers: { host: '127.0.0.1' } }, { body: Readable.from([]), agent: new Agent() }, {
+      answered: () => undefined, data: () => undefined, caughtUp: () => undefined,
+      ended: resolve,
       failed: reject,
     })
   })

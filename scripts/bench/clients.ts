@@ -32,8 +32,9 @@ export async function load (program: string, { pki, cores }: Materials, port: Po
 /** Connections that are held open until `release`. */
 export interface Held { readonly count: number, readonly seconds: number, release (): Promise<void> }
 
-export async function hold (program: string, { pki, cores }: Materials, port: Port, connections: number, path: string): Promise<Held> {
-  const child = start(cores.client, [program, '::1', String(port.port), pki.client.certificate, pki.client.key, String(connections), '0', path, 'hold'], { stdio: ['pipe', 'pipe', 'inherit'] })
+/** `hold` reads its answer whole, `stall` none of it. */
+export async function hold (program: string, { pki, cores }: Materials, port: Port, connections: number, path: string, mode: 'hold' | 'stall' = 'hold'): Promise<Held> {
+  const child = start(cores.client, [program, '::1', String(port.port), pki.client.certificate, pki.client.key, String(connections), '0', path, mode], { stdio: ['pipe', 'pipe', 'inherit'] })
   const [line] = await Promise.race([once(createInterface({ input: child.stdout! }), 'line'), once(child, 'exit').then(() => [''])]) as [string]
   const { held, errors, seconds } = JSON.parse(line === '' ? '{"held":0,"errors":0,"seconds":0}' : line) as { held: number, errors: number, seconds: number }
   if (held !== connections) {

@@ -16,6 +16,9 @@ export interface Sample {
 /** Something that was started for the contest and does the work as often as it is asked. */
 export interface Runner {
   turn (): Promise<Sample>
+  /** Does the work until what it runs in is compiled: so many requests or bytes, not so many seconds, because a busy
+   * machine does less in a second. Where it is left out, one turn that does not count comes first. */
+  warmUp? (): Promise<void>
   stop (): Promise<void>
 }
 
@@ -28,8 +31,9 @@ export interface Contestant {
   start (): Promise<Runner>
 }
 
-/** `ratio` times `of`, or, where a number is the goal, at most (`less`) or at least (`more`) so much. */
-export type Goal = { readonly of: string, readonly ratio: number } | { readonly limit: number }
+/** `ratio` times `of`, and never less than `floor` times; or, where a number is the goal, at most (`less`) or at least
+ * (`more`) so much. */
+export type Goal = { readonly of: string, readonly ratio: number, readonly floor?: number } | { readonly limit: number }
 
 export interface Work {
   readonly name: string
@@ -38,8 +42,12 @@ export interface Work {
   readonly unit: string
   readonly better: 'more' | 'less'
   readonly goal?: Goal
-  /** Turns of each contestant that count; one more comes before them and does not. */
+  /** What is measured of it: one may be asked for by this word. */
+  readonly group: 'files' | 'port' | 'couch' | 'devices'
+  /** Turns of each contestant that count. */
   readonly rounds: number
+  /** Nothing is done before the turns that count: each begins with something that is started anew. */
+  readonly cold?: true
   /** Whoever is measured against the others. */
   readonly ours: string
   readonly notes?: string
@@ -69,6 +77,8 @@ export interface Outcome extends Work {
   readonly missing: ReadonlyArray<{ readonly name: string, readonly why: string }>
   /** Undefined where there is no goal, or whom it names is missing. */
   readonly reached?: boolean
+  /** Undefined where the goal has no floor, or whom it names is missing. */
+  readonly aboveFloor?: boolean
   readonly load: { readonly before: number, readonly after: number }
 }
 
@@ -87,10 +97,15 @@ export async function contest (work: Work, contestants: readonly Contestant[], {
   const samples = new Map<string, Sample[]>()
   try {
     for (const contestant of there) runners.set(contestant.name, await contestant.start())
-    for (let round = 0; round <= work.rounds; round++) {
+    for (let round = work.cold === true ? 1 : 0; round <= work.rounds; round++) {
       const order = round % 2 === 0 ? there : there.toReversed()
       for (const { name } of order) {
-        const sample = await runners.get(name)!.turn()
+        const runner = runners.get(name)!
+        if (round === 0 && runner.warmUp !== undefined) {
+          await runner.warmUp()
+          continue
+        }
+        const sample = await runner.turn()
         onTurn(name, round, sample)
         if (round > 0) samples.set(name, [...samples.get(name) ?? [], sample])
       }
@@ -107,7 +122,8 @@ export async function contest (work: Work, contestants: readonly Contestant[], {
   const cpuRatios = compare('more', ({ perCpu }) => perCpu)
   const missing = contestants.filter(contestant => contestant.missing !== undefined).map(({ name, missing: why }) => ({ name, why: why! }))
   const reached = isReached(work, standings, ratios)
-  return { ...work, standings, ratios, cpuRatios, missing, ...reached === undefined ? {} : { reached }, load: { before, after: load() } }
+  const aboveFloor = goalRatio(work, ratios, goal => goal.floor)
+  return { ...work, standings, ratios, cpuRatios, missing, ...reached === undefined ? {} : { reached }, ...aboveFloor === undefined ? {} : { aboveFloor }, load: { before, after: load() } }
 }
 
 function standing (name: string, version: string, samples: readonly Sample[]): Standing {
@@ -134,15 +150,20 @@ function ratioOf (better: Work['better'], ours: ReadonlyArray<number | undefined
   return { median: median(each), low: Math.min(...each), high: Math.max(...each) }
 }
 
-function isReached ({ goal, ours, better }: Work, standings: readonly Standing[], ratios: Readonly<Record<string, Ratio>>): boolean | undefined {
+function isReached (work: Work, standings: readonly Standing[], ratios: Readonly<Record<string, Ratio>>): boolean | undefined {
+  const { goal, ours, better } = work
   if (goal === undefined) return undefined
-  if ('of' in goal) {
-    const ratio = ratios[goal.of]
-    return ratio === undefined ? undefined : ratio.median >= goal.ratio
-  }
+  if ('of' in goal) return goalRatio(work, ratios, ({ ratio }) => ratio)
   const median = standings.find(({ name }) => name === ours)?.median
   if (median === undefined) return undefined
   return better === 'less' ? median <= goal.limit : median >= goal.limit
+}
+
+/** Whether the ratio to whom the goal names is at least what `wanted` says. */
+function goalRatio ({ goal }: Work, ratios: Readonly<Record<string, Ratio>>, wanted: (goal: { readonly ratio: number, readonly floor?: number }) => number | undefined): boolean | undefined {
+  if (goal === undefined || !('of' in goal)) return undefined
+  const [least, ratio] = [wanted(goal), ratios[goal.of]]
+  return least === undefined || ratio === undefined ? undefined : ratio.median >= least
 }
 
 /** The middle value, or the mean of the two in the middle. NaN of nothing. */

@@ -14,7 +14,7 @@ function table (head: readonly string[], rows: ReadonlyArray<readonly string[]>)
 
 export function goalOf ({ goal, unit }: Outcome): string {
   if (goal === undefined) return ''
-  return 'of' in goal ? `${goal.ratio} × ${goal.of}` : `${figure(goal.limit)} ${unit}`
+  return 'of' in goal ? `${goal.ratio} × ${goal.of}${goal.floor === undefined ? '' : `, at least ${goal.floor}`}` : `${figure(goal.limit)} ${unit}`
 }
 
 /** `ahead` compares what the ratio means: 1.2 is 1.2 times as good, whatever the unit. */
@@ -27,7 +27,21 @@ export function summary (outcomes: readonly Outcome[]): string {
       title, own === undefined ? '–' : `${figure(own.median)} ${unit}`,
       [...others.map(({ name, median }) => `${name} ${figure(median)}`), ...missing.map(({ name }) => `${name} –`)].join(', '),
       ...[ratios, cpuRatios].map(each => others.filter(({ name }) => each[name] !== undefined).map(({ name }) => `${name} ${each[name]!.median.toFixed(2)}`).join(', ')),
-      goalOf(outcome), reached === undefined ? '' : reached ? 'yes' : '**no**',
+      goalOf(outcome), reached === undefined ? '' : reached ? 'yes' : outcome.aboveFloor === false ? '**no, below the floor**' : '**no**',
+    ]
+  }))
+}
+
+/** What the README shows: the ratio is of whom the goal names, or of each where there is no goal. */
+export function readmeTable (outcomes: readonly Outcome[]): string {
+  return table(['work', 'patchcord', 'beside it', 'goal'], outcomes.map(outcome => {
+    const { title, unit, standings, ratios, ours, missing, reached } = outcome
+    const own = standings.find(({ name }) => name === ours)
+    const others = standings.filter(({ name }) => name !== ours)
+    return [
+      title, own === undefined ? '–' : `${figure(own.median)} ${unit}`,
+      [...others.map(({ name }) => ratios[name] === undefined ? name : `${ratios[name].median.toFixed(2)} × ${name}`), ...missing.map(({ name }) => `${name} is not installed`)].join(', '),
+      `${goalOf(outcome)}${reached === undefined ? '' : reached ? ': reached' : ': **behind**'}`,
     ]
   }))
 }

@@ -1,23 +1,26 @@
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
-import { chmod, copyFile, link, mkdir, rename, unlink } from 'node:fs/promises'
+import { chmod, copyFile, link, mkdir, rename, stat, unlink } from 'node:fs/promises'
 import { basename, dirname, join } from 'node:path'
 import { syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import { numbered } from '../core/safe-name.js'
 
+/** Told how many bytes more there are of a copy. */
+export type OnBytes = (bytes: number) => void
+
 /** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
  * to change. Throws `already-exists` where the name is taken, unless `force`. */
-export async function copyOut (from: string, to: string, force: boolean): Promise<void> {
-  await copyUnsynced(from, to, force)
+export async function copyOut (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
+  await copyUnsynced(from, to, force, onBytes)
   await syncFolder(dirname(to)).catch((error: unknown) => { throw fileError(error, to) })
 }
 
 /** The same, while the name may still be lost by a crash: who copies many syncs their folder once. */
-export async function copyUnsynced (from: string, to: string, force: boolean): Promise<void> {
+export async function copyUnsynced (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
   const temporary = join(dirname(to), `.${basename(to).slice(0, 100)}.${randomBytes(6).toString('hex')}.part`)
   try {
-    await copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL)
+    await watched(temporary, onBytes, () => copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL))
     await chmod(temporary, 0o666 & ~process.umask())
     if (force) await rename(temporary, to)
     else {
@@ -30,6 +33,27 @@ export async function copyUnsynced (from: string, to: string, force: boolean): P
     if (systemCode(error) === 'EEXIST') throw new PatchcordError('already-exists', `${to} is there already`, { hint: 'choose another path, or say --force' })
     throw fileError(error, to)
   }
+}
+
+const WATCH_MS = 250
+
+/** Runs a copy into `path`, which the system makes at one go, and tells how the file grows. */
+async function watched (path: string, onBytes: OnBytes | undefined, copy: () => Promise<void>): Promise<void> {
+  if (onBytes === undefined) return await copy()
+  let told = 0
+  const look = async (): Promise<void> => {
+    // What is not there yet, or was taken away, is of no size.
+    const size = (await stat(path).catch(() => undefined))?.size ?? 0
+    onBytes(size - told)
+    told = size
+  }
+  const timer = setInterval(() => { void look() }, WATCH_MS)
+  try {
+    await copy()
+  } finally {
+    clearInterval(timer)
+  }
+  await look()
 }
 
 const MOST_ATTEMPTS = 1_000

@@ -1,15 +1,17 @@
-import { lstat, unlink } from 'node:fs/promises'
+import { lstat, stat, unlink } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import * as v from 'valibot'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import { isContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
 import type { OperationTable } from '../control/operations.js'
-import { walk } from '../files/walk.js'
+import { walk, type PassedOver } from '../files/walk.js'
 import type { Source } from '../sync/ask-file.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
 import { copyOut } from './copy-out.js'
 import { findByName } from './file-names.js'
 import { PolicyShape } from './follow-policies.js'
+import { ProgressMeter, sizesBelow } from './local-progress.js'
 import { writeFileDocuments, type NamedFile } from './file-documents.js'
 
 /** The file store. */
@@ -38,7 +40,10 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
           await writeFileDocuments(agent.couch.client, database, named)
         })
       }
-      for await (const added of store.addAll(walkAll(paths), { signal })) {
+      const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths), signal })
+      const passedOver = (path: string, reason: string): void => { emit({ event: 'passed-over', path, reason }) }
+      for await (const added of store.addAll(walkAll(paths, passedOver), { signal, onBytes: bytes => { meter.add(bytes) } })) {
+        meter.add(0, 1)
         if ('error' in added) {
           failed += 1
           emit({ event: 'failed', path: added.path, error: added.error.message, hint: added.error.hint })
@@ -89,6 +94,8 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       const { id: given, output, from, force = false } = readArguments(v.strictObject({ id: text, output: absolutePath, from: v.exactOptional(text), force: v.exactOptional(v.boolean()) }), args)
       const id = isContentId(given) ? given : await findByName(agent.couch.client, agent.databases, given)
       if (!force && await exists(output)) throw new PatchcordError('already-exists', `${output} is there already`, { hint: 'choose another path, or say --force' })
+      // Before hours of fetching, not after them.
+      await checkFolder(dirname(output))
       const started = agent.clock.monotonic()
       const sources: string[] = []
       if (!await store.has(id)) {
@@ -100,8 +107,9 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         sources.push(...done.sources)
         await agent.following.fetched(id, done.givers)
       }
-      await copyOut(store.path(id), output, force)
       const { size } = await lstat(store.path(id))
+      const meter = new ProgressMeter({ clock: agent.clock, stage: 'copying', tell: emit, sizes: size })
+      await copyOut(store.path(id), output, force, bytes => { meter.add(bytes) })
       return { id, size, seconds: (agent.clock.monotonic() - started) / 1000, sources }
     },
   }
@@ -119,14 +127,20 @@ async function importing<Result> (agent: Agent, task: () => Promise<Result>): Pr
   }
 }
 
-async function * walkAll (paths: readonly string[]): AsyncIterable<string> {
-  for (const path of paths) for await (const found of walk(path)) yield found.path
+async function * walkAll (paths: readonly string[], passedOver: PassedOver): AsyncIterable<string> {
+  for (const path of paths) for await (const found of walk(path, passedOver)) yield found.path
 }
 
 /** Why nobody is asked: nobody is there, or nobody who is there has shared it. */
 function nobody (agent: Agent, id: ContentId): PatchcordError {
   if (!agent.peers.all().some(({ link }) => link.connected)) return new PatchcordError('unreachable', `no device that may have ${id} is connected`, { hint: '`patchcord status` says why' })
   return new PatchcordError('not-found', `no device that is connected has shared ${id} with this one`, { hint: 'accept the database it belongs to, or name the device with --from' })
+}
+
+/** Throws where nothing can be written into the folder because there is none. */
+async function checkFolder (path: string): Promise<void> {
+  const status = await stat(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw fileError(error, path) })
+  if (status?.isDirectory() !== true) throw new PatchcordError('not-found', `there is no folder ${path}`, { hint: 'make it first, or choose another path' })
 }
 
 async function exists (path: string): Promise<boolean> {

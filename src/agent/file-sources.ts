@@ -82,7 +82,7 @@ export class FileSources {
 
 /** A device that is asked for whatever reason it has. */
 export function sourceOf ({ device, link }: Peer): Source {
-  return { device, agent: link.transfers }
+  return { device, bytes: link.transfers }
 }
 
 /** A device that is asked on account of local databases that are received from it, in the order of its own. */

@@ -8,7 +8,7 @@ import type { KnownDevice, TrustBook } from './trust-book.js'
 //    "accepted":[{"database":"dmedia-0-foo","as":"foo"}],      what the writer pulls of the reader, and where to
 //    "databases":["dmedia-0"],                                 own devices: every database there is
 //    "offers":[{"offer":"9f…","list":"mcpw4…","size":93,"files":1,"bytes":3}],   files lent to the reader (offers.ts)
-//    "answers":[{"offer":"9f…","answer":"accepted"}]}          what became of the reader's offers
+//    "answers":[{"offer":"9f…","answer":"accepted","done":3}]} what became of the reader's offers, and how many bytes are there
 
 const MOST_ENTRIES = 1_000
 const MOST_OFFERS = 100
@@ -21,7 +21,7 @@ const MailShape = v.object({
   accepted: v.optional(v.pipe(v.array(v.object({ database: databaseName, as: databaseName })), v.maxLength(MOST_ENTRIES)), []),
   databases: v.optional(v.pipe(v.array(databaseName), v.maxLength(10 * MOST_ENTRIES)), []),
   offers: v.optional(v.pipe(v.array(v.object({ offer, list: contentId, size: count, files: count, bytes: count })), v.maxLength(MOST_OFFERS)), []),
-  answers: v.optional(v.pipe(v.array(v.object({ offer, answer: v.picklist(['accepted', 'refused', 'done']) })), v.maxLength(MOST_OFFERS)), []),
+  answers: v.optional(v.pipe(v.array(v.object({ offer, answer: v.picklist(['accepted', 'refused', 'done']), done: v.optional(count, 0) })), v.maxLength(MOST_OFFERS)), []),
 })
 
 /** What a receiver says of an offer. */

@@ -2,10 +2,12 @@ import * as v from 'valibot'
 import { PatchcordError } from '../core/errors.js'
 import type { OperationTable } from '../control/operations.js'
 import { walk } from '../files/walk.js'
+import { Rate } from '../sync/rate.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
 import type { OfferedFile } from './offer-list.js'
 import type { SentOffer } from './offers.js'
+import { ProgressMeter, sizesBelow } from './local-progress.js'
 
 /** Files handed to one device, and what others hand to this one. */
 export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'inbox' | 'inbox-accept' | 'inbox-refuse' | 'inbox-rule'> {
@@ -18,12 +20,14 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       const files: OfferedFile[] = []
       agent.importing += 1
       let sent: SentOffer
+      const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths), signal })
       try {
         for (const path of paths) {
           const top = path.slice(path.lastIndexOf('/') + 1)
           const below = path.endsWith('/') ? path.length : path.length + 1
-          for await (const added of store.addAll(pathsOf(path), { signal })) {
+          for await (const added of store.addAll(pathsOf(path, emit), { signal, onBytes: bytes => { meter.add(bytes) } })) {
             if ('error' in added) throw added.error
+            meter.add(0, 1)
             files.push({ path: added.path === path ? [top] : [top, ...added.path.slice(below).split('/')], size: added.size, id: added.id })
           }
         }
@@ -36,8 +40,16 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       emit({ event: 'offered', offer, files: files.length, bytes })
       if (!wait) return { offer, files: files.length, bytes, answer: 'none' }
       const answer = await new Promise<string>((resolve, reject) => {
-        const answered = (event: { event?: string, offer?: string, answer?: string }): void => {
-          if (event.event !== 'offer-answered' || event.offer !== offer) return
+        const rate = new Rate(agent.clock)
+        let had = 0
+        const answered = (event: { event?: string, offer?: string, answer?: string, done?: number }): void => {
+          if (event.offer !== offer) return
+          if (event.event === 'offer-progress' && event.done !== undefined) {
+            rate.add(Math.max(0, event.done - had))
+            had = event.done
+            emit({ event: 'progress', id: sent.list, done: Math.min(bytes, had), total: bytes, rate: rate.perSecond, sources: 1 })
+          }
+          if (event.event !== 'offer-answered') return
           if (event.answer === 'accepted') emit({ event: 'accepted', offer })
           else finish(() => { resolve(event.answer ?? '') })
         }
@@ -86,6 +98,6 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
   }
 }
 
-async function * pathsOf (path: string): AsyncIterable<string> {
-  for await (const found of walk(path)) yield found.path
+async function * pathsOf (path: string, emit: (event: { event: 'passed-over', path: string, reason: string }) => void): AsyncIterable<string> {
+  for await (const found of walk(path, (passed, reason) => { emit({ event: 'passed-over', path: passed, reason }) })) yield found.path
 }

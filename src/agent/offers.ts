@@ -7,8 +7,11 @@ import { contentId, deviceId, instant } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
 import { contentIdOf, leafHash } from '../files/content-id.js'
 import type { DownloadEvent } from '../sync/download.js'
+import { Rate } from '../sync/rate.js'
+import type { TransferEvent } from '../control/operations.js'
 import type { Agent } from './agent.js'
 import { sourceOf } from './file-sources.js'
+import { ProgressMeter } from './local-progress.js'
 import type { OfferAnswer, PeerMail } from './mail.js'
 import { formatList, land, MOST_LIST_BYTES, parseList, type OfferedFile } from './offer-list.js'
 
@@ -25,6 +28,9 @@ export type ReceivedOffer = State['received'][number]
 /** How long an offer stands, and its files are lent. */
 const STANDS_MS = 7 * 24 * 3_600_000
 const AT_ONCE = 16
+/** How often progress is told here, and to the sender (ms). */
+const TELL_MS = 250
+const MAIL_MS = 2_000
 
 /**
  * Files handed from one device to another: the sender lends them and offers a list by mail; the receiver's person sees
@@ -36,7 +42,10 @@ export class Offers {
   readonly #path: string
   #state: State
   #writing: Promise<void> = Promise.resolve()
-  readonly #fetching = new Set<string>()
+  /** Offers that are being fetched, and how many bytes of each are here. */
+  readonly #fetching = new Map<string, number>()
+  /** Files of the offers that are being fetched or land, and of how many. */
+  readonly #landing = new Map<ContentId, number>()
 
   private constructor (agent: Agent, path: string, state: State) {
     this.#agent = agent
@@ -47,7 +56,10 @@ export class Offers {
   /** Throws `bad-state`, naming the file and the field. */
   static async open (agent: Agent): Promise<Offers> {
     const path = join(agent.home.root, 'offers.json')
-    return new Offers(agent, path, await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] })
+    const state: State = await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] }
+    // Of an offer that landed, or that nobody goes on with.
+    if (!state.received.some(one => one.state === 'accepted')) for (const id of await agent.store.asides.all()) await agent.store.asides.drop(id)
+    return new Offers(agent, path, state)
   }
 
   get received (): readonly ReceivedOffer[] { return this.#state.received }
@@ -58,7 +70,7 @@ export class Offers {
 
   /** What the server lends, for its env. */
   lent (): Array<{ device: DeviceId, files: ContentId[], until: string }> {
-    return this.#state.sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...files], until }))
+    return this.#state.sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
   }
 
   /** What a device is told by mail. */
@@ -67,7 +79,7 @@ export class Offers {
     return {
       offers: this.#state.sent.filter(({ device, answer, until }) => device === to && (answer === 'none' || answer === 'accepted') && Date.parse(until) > now)
         .map(({ offer, list, size, files, bytes }) => ({ offer, list, size, files: files.length, bytes })),
-      answers: this.#state.received.filter(({ device, state }) => device === to && state !== 'offered').map(({ offer, state }) => ({ offer, answer: state as OfferAnswer })),
+      answers: this.#state.received.filter(({ device, state }) => device === to && state !== 'offered').map(({ offer, state, bytes }) => ({ offer, answer: state as OfferAnswer, done: state === 'done' ? bytes : this.#fetching.get(offer) ?? 0 })),
     }
   }
 
@@ -79,7 +91,7 @@ export class Offers {
     const id = contentIdOf(leafHash(list))
     await store.put(id, list)
     const sent: SentOffer = {
-      offer: randomBytes(10).toString('hex'), device, list: id, size: list.length, files: [...new Set(files.map(file => file.id))],
+      offer: randomBytes(10).toString('hex'), device, list: id, size: list.length, files: files.map(file => file.id),
       bytes: files.reduce((sum, file) => sum + file.size, 0), until: new Date(clock.now() + STANDS_MS).toISOString(), answer: 'none',
     }
     await this.#change(state => ({ ...state, sent: [...state.sent, sent] }))
@@ -90,7 +102,7 @@ export class Offers {
   async list ({ device, list, size }: ReceivedOffer, signal?: AbortSignal): Promise<OfferedFile[]> {
     const { store } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
-    await this.#fetch(device, list, size, signal)
+    await this.#fetch(device, list, size, false, signal)
     const chunks: Buffer[] = []
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
     return parseList(Buffer.concat(chunks).toString('utf8'))
@@ -107,31 +119,71 @@ export class Offers {
   }
 
   /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. */
-  async accept (offer: ReceivedOffer, to: string, onEvent: (event: DownloadEvent) => void, signal?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
+  async accept (offer: ReceivedOffer, to: string, onEvent: (event: TransferEvent) => void, signal?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
     if (this.#fetching.has(offer.offer)) throw new PatchcordError('already-exists', 'this offer is being fetched already', { hint: 'wait for it to end' })
     if (offer.state === 'done') throw new PatchcordError('already-exists', 'this offer was fetched already')
-    this.#fetching.add(offer.offer)
+    this.#fetching.set(offer.offer, 0)
+    const asides = new Set<ContentId>()
+    let ids: ReadonlySet<ContentId> = new Set()
     try {
       const files = await this.list(offer, signal)
+      ids = new Set(files.map(({ id }) => id))
+      for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
       await this.#setState(offer.offer, { state: 'accepted', to })
       const left = [...files]
-      let done = 0
       const total = files.reduce((sum, { size }) => sum + size, 0)
+      const came = this.#telling(offer, total, onEvent)
       const lane = async (): Promise<void> => {
         for (let file = left.shift(); file !== undefined; file = left.shift()) {
-          await this.#fetch(offer.device, file.id, file.size, signal, event => {
-            onEvent(event.event === 'progress' ? { ...event, done: Math.min(total, done + event.done), total } : event)
-          })
-          done += file.size
+          const { id, size } = file
+          let had = 0
+          if (await this.#fetch(offer.device, id, size, true, signal, event => {
+            if (event.event !== 'progress') onEvent(event)
+            else {
+              came(id, event.done - had, event.sources)
+              had = event.done
+            }
+          })) asides.add(id)
+          came(id, size - had, 1)
         }
       }
       await Promise.all(Array.from({ length: Math.min(AT_ONCE, files.length) }, lane))
-      const landed = await land(this.#agent.store, files, to)
+      const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
+      const landed = await land(this.#agent.store, files, to, { asides, onBytes: bytes => { meter.add(bytes) } })
       await this.#setState(offer.offer, { state: 'done' })
+      // Only now: should this process die before, they are not fetched again.
+      for (const id of asides) if (this.#landing.get(id) === 1) await this.#agent.store.asides.drop(id)
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
       return { files: files.length, bytes: total, landed }
     } finally {
+      for (const id of ids) {
+        const left = (this.#landing.get(id) ?? 1) - 1
+        if (left === 0) this.#landing.delete(id)
+        else this.#landing.set(id, left)
+      }
       this.#fetching.delete(offer.offer)
+    }
+  }
+
+  /** What is to be told of each byte that comes: to who accepted the offer, and by mail, less often, to the sender. */
+  #telling ({ offer }: ReceivedOffer, total: number, onEvent: (event: TransferEvent) => void): (id: ContentId, bytes: number, sources: number) => void {
+    const { clock, logger } = this.#agent
+    const rate = new Rate(clock)
+    let done = 0
+    let toldAt = clock.monotonic()
+    let mailedAt = toldAt
+    return (id, bytes, sources) => {
+      done += bytes
+      rate.add(Math.max(0, bytes))
+      this.#fetching.set(offer, done)
+      const now = clock.monotonic()
+      if (now - toldAt >= TELL_MS) {
+        toldAt = now
+        onEvent({ event: 'progress', id, done, total, rate: rate.perSecond, sources })
+      }
+      if (now - mailedAt < MAIL_MS) return
+      mailedAt = now
+      this.#agent.mailChanged().catch((error: unknown) => { logger.debug({ offer, reason: messageOf(error) }, 'the sender was not told how far its offer is') })
     }
   }
 
@@ -142,6 +194,9 @@ export class Offers {
 
   /** What a device's newest mail says of offers, theirs and ours. */
   async mailCame (device: DeviceId, { offers, answers }: Pick<PeerMail, 'offers' | 'answers'>): Promise<void> {
+    for (const { offer, answer, done } of answers) {
+      if (answer === 'accepted' && done > 0 && this.#state.sent.some(one => one.offer === offer && one.device === device)) this.#agent.emit({ event: 'offer-progress', offer, device, done })
+    }
     const answered = new Map(answers.map(({ offer, answer }) => [offer, answer]))
     const standing = new Set(offers.map(({ offer }) => offer))
     const known = new Set(this.#state.received.filter(one => one.device === device).map(({ offer }) => offer))
@@ -166,14 +221,17 @@ export class Offers {
     }
   }
 
-  async #fetch (device: DeviceId, id: ContentId, size: number, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<void> {
+  /** Fetches a file unless it is here; whether it lies aside, and not in the store. */
+  async #fetch (device: DeviceId, id: ContentId, size: number, isAside: boolean, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<boolean> {
     const { store, peers, downloads } = this.#agent
-    if (await store.has(id)) return
+    if (await store.has(id)) return false
+    if (isAside && await store.asides.has(id, size)) return true
     const sources = (): ReturnType<typeof sourceOf>[] => {
       const peer = peers.peer(device)
       return peer?.link.connected === true ? [sourceOf(peer)] : []
     }
-    await downloads.fetch(id, { size, sources, onEvent, ...signal === undefined ? {} : { signal } })
+    const done = await downloads.fetch(id, { size, sources, onEvent, isAside: () => isAside, ...signal === undefined ? {} : { signal } })
+    return done.isAside
   }
 
   async #setState (offer: string, change: Partial<ReceivedOffer>): Promise<void> {

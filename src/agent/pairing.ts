@@ -62,7 +62,7 @@ export class Pairing {
     if (yes && as === undefined) throw new PatchcordError('usage', '--yes needs the relation', { hint: 'say --as own (one person\'s devices) or --as peer (two people\'s)' })
     if (this.#window !== undefined) throw new PatchcordError('too-many', 'a pairing window is open already', { hint: 'end it, or use its code' })
     const agent = this.#agent
-    const host = await this.#host(this.#offered(share), false, (other, question) => yes ? Promise.resolve(as) : this.#ask(other, question, emit))
+    const host = await this.#host(this.#offered(share), false, (other, question) => this.#ask(other, question, emit, yes ? as : undefined))
     const window = await PairingWindow.open({
       ...host,
       charges: this.#charges,
@@ -95,7 +95,7 @@ export class Pairing {
     const addresses = given.length > 0 ? given : invitation.kind === 'link' ? dialable(invitation.link.addresses) : await this.#agent.findWindows()
     if (addresses.length === 0) throw new PatchcordError('unreachable', 'no pairing window was found', { hint: 'give its address with --at, or use the link that the other device shows' })
     const host: InitiatorHost = {
-      ...await this.#host(this.#offered(share), replaceUser, (other, question) => yes ? Promise.resolve(other.relation) : this.#ask(other, question, emit)),
+      ...await this.#host(this.#offered(share), replaceUser, (other, question) => this.#ask(other, question, emit, yes ? other.relation : undefined)),
       pending: this.#pending,
       spent: this.#spent,
       requests: async () => decodePem(await this.#agent.keystore.request()).map(({ der }) => der),
@@ -115,8 +115,14 @@ export class Pairing {
     settle(relation ?? undefined)
   }
 
-  #ask (other: Other, question: AbortSignal, emit: Emit): Promise<Relation | undefined> {
+  /** Tells who asks, and waits for `answer` unless `said` is the answer already. */
+  #ask (other: Other, question: AbortSignal, emit: Emit, said: Relation | undefined): Promise<Relation | undefined> {
     const request = randomBytes(9).toString('base64url')
+    const asked: PairEvent = { event: 'request', request, name: other.name, device: other.device, user: other.user, wants: other.relation, offers: Object.fromEntries(other.databases), ...this.#effect(other) }
+    if (said !== undefined) {
+      emit(asked)
+      return Promise.resolve(said)
+    }
     return new Promise(resolve => {
       const settle = (relation: Relation | undefined): void => {
         this.#questions.delete(request)
@@ -126,7 +132,7 @@ export class Pairing {
       const withdrawn = (): void => { settle(undefined) }
       this.#questions.set(request, settle)
       question.addEventListener('abort', withdrawn)
-      emit({ event: 'request', request, name: other.name, device: other.device, user: other.user, wants: other.relation, offers: Object.fromEntries(other.databases), ...this.#effect(other) })
+      emit(asked)
     })
   }
 

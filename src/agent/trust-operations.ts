@@ -1,6 +1,6 @@
 import * as v from 'valibot'
 import { PatchcordError } from '../core/errors.js'
-import { cut, parseDatabaseName } from '../core/ids.js'
+import { cut, parseDatabaseName, type DatabaseName } from '../core/ids.js'
 import type { DeviceInfo, OperationTable } from '../control/operations.js'
 import { expectPrincipal, isRefusal } from '../identity/admission.js'
 import { formatRecoveryKey, parseBundle, parseIssue, parseRequest } from '../identity/bundle.js'
@@ -60,6 +60,8 @@ export function trustOperations (agent: Agent): Pick<OperationTable, 'identity' 
     trust: async args => {
       const { bundle: pem, name, at, share = [], newRecoveryKey = false } = readArguments(v.strictObject({ bundle: pemText, name: label, at: v.exactOptional(text), share: v.exactOptional(v.array(text)), newRecoveryKey: v.exactOptional(v.boolean()) }), args)
       const shares = Object.fromEntries(share.map(one => parseShare(one, parseDatabaseName)))
+      // As `share` and `pair --share` have it: a name that was mistyped must not wait for a database of that name.
+      for (const database of Object.keys(shares)) if (!agent.databases.includes(database as DatabaseName)) throw new PatchcordError('not-found', `there is no database ${database} here`, { hint: `make it first: patchcord db create ${database}` })
       const { device, user, userCa, recoveryKey, notBefore, notAfter } = parseBundle(pem)
       return await agent.serially(async () => {
         if (agent.revoked.has(device)) throw new PatchcordError('refused', `device ${device} is revoked`, { hint: 'a revoked device needs a fresh key' })

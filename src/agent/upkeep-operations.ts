@@ -6,10 +6,10 @@ import type { OperationTable } from '../control/operations.js'
 import type { Agent } from './agent.js'
 import { readArguments } from './arguments.js'
 import { fileDocuments } from './file-names.js'
+import { ProgressMeter } from './local-progress.js'
 
 /** At most this share of the time is spent reading, so that what runs beside is not held up. */
 const SHARE = 0.5
-const PROGRESS_FILES = 20
 
 /** Keeping the store whole and small. */
 export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' | 'gc'> {
@@ -19,12 +19,15 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       let files = 0
       let bytes = 0
       let damaged = 0
+      const sizes = async function * (): AsyncIterable<number> { for await (const { size } of store.list()) yield size }
+      const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes, signal })
       for await (const { id, size } of store.list()) {
         try {
           let at = performance.now()
           for await (const chunk of store.read(id) as AsyncIterable<Buffer>) {
             signal.throwIfAborted()
             bytes += chunk.length
+            meter.add(chunk.length)
             await sleep((performance.now() - at) * (1 / SHARE - 1))
             at = performance.now()
           }
@@ -37,7 +40,7 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
           agent.logger.error({ id, size, reason: error.message }, 'a file of the store is damaged and was put aside')
         }
         files += 1
-        if (files % PROGRESS_FILES === 0) emit({ event: 'progress', files, bytes })
+        meter.add(0, 1)
       }
       return { files, bytes, damaged }
     },
@@ -48,11 +51,13 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       // Nothing is taken for unreferenced because a database could not be read: that throws.
       const kept = new Set<ContentId>(agent.offers.lent().flatMap(({ files }) => files))
       for (const one of agent.offers.received) kept.add(one.list)
+      const meter = new ProgressMeter({ clock: agent.clock, stage: 'searching', tell: emit })
       for (const database of await agent.couch.databases()) for await (const { id } of fileDocuments(agent.couch.client, database)) kept.add(id)
       let files = 0
       let bytes = 0
       for await (const { id, size } of store.list()) {
         signal.throwIfAborted()
+        meter.add(0, 1)
         if (kept.has(id) || (await store.records(id)).length > 0) continue
         emit({ event: 'unreferenced', id, size })
         files += 1

@@ -73,7 +73,8 @@ export async function explain ({ client, output }: Context, device: string, meth
   output.line(`${explanation.allowed ? 'allowed' : `refused (${explanation.status})`} by "${explanation.rule}": ${explanation.reason}`)
 }
 
-function grantText ({ grant }: DeviceInfo): string {
+function grantText ({ grant, revoked }: DeviceInfo): string {
+  if (revoked) return 'nothing'
   const databases = Object.entries(grant.databases).map(([name, access]) => `${access} ${name}`)
   return databases.length === 0 ? 'nothing yet; share a database with it' : databases.join(', ')
 }

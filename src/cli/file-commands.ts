@@ -1,29 +1,33 @@
 import { resolve } from 'node:path'
 import { PatchcordError } from '../core/errors.js'
 import type { Context } from './context.js'
-import type { TransferEvent } from '../control/operations.js'
-import { formatBytes, formatSeconds, parseBytes, type Output } from './output.js'
+import type { LocalProgress, TransferEvent, TransferProgress } from '../control/operations.js'
+import { countOf, formatBytes, formatSeconds, parseBytes, printable, type Output } from './output.js'
 
 // The file store.
 
 export async function add ({ client, output, signal }: Context, paths: string[], { to, move = false }: { to?: string, move?: boolean }): Promise<void> {
-  let files = 0
-  let bytes = 0
-  const started = performance.now()
+  let passed = 0
   const done = await client.call('add', { paths: paths.map(path => resolve(path)), move, ...to === undefined ? {} : { to } }, event => {
     output.object(event)
-    if (event.event === 'added') {
-      files += 1
-      bytes += event.size
-      output.progress(`${files} files, ${formatBytes(bytes)}, ${formatBytes(bytes / ((performance.now() - started) / 1000))}/s`)
-      output.raw(`${event.id}  ${event.path}\n`)
-    } else if (event.event === 'failed') {
-      output.line(`not added: ${event.path}: ${event.error} (${event.hint})`)
+    switch (event.event) {
+      case 'added':
+        output.raw(`${event.id}  ${printable(event.path)}\n`)
+        break
+      case 'failed':
+        output.line(`not added: ${printable(event.path)}: ${printable(event.error)} (${event.hint})`)
+        break
+      case 'passed-over':
+        passed += 1
+        output.line(`passed over: ${printable(event.path)} is ${event.reason}`)
+        break
+      case 'progress':
+        tellProgress(output, event)
+        break
     }
   }, signal)
   output.object({ event: 'done', ...done })
-  output.endProgress()
-  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)} in ${formatSeconds(done.seconds)}`)
+  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)} in ${formatSeconds(done.seconds)}${passed === 0 ? '' : `; ${passed} passed over, since only files and folders are taken`}`)
 }
 
 export async function ls ({ client, output, signal }: Context): Promise<void> {
@@ -45,21 +49,22 @@ export async function get ({ client, output, signal }: Context, id: string, { ou
 export async function verify ({ client, output, signal }: Context): Promise<void> {
   const done = await client.call('verify', {}, event => {
     output.object(event)
-    if (event.event === 'progress') output.progress(`${event.files} files, ${formatBytes(event.bytes)} read`)
+    if (event.event === 'progress') tellProgress(output, event)
     else output.line(`damaged: ${event.id}; what is left of it is now ${event.quarantined}`)
   }, signal)
   output.object({ event: 'done', ...done })
-  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}: ${done.damaged === 0 ? 'all as they were put there' : `${done.damaged} damaged`}`)
+  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}: ${done.damaged === 0 ? 'all as they were put there' : `${done.damaged} damaged`}`)
   if (done.damaged > 0) throw new PatchcordError('verification', `${done.damaged} of ${done.files} files were damaged on this device's disk`, { hint: 'get them again from another device' })
 }
 
 export async function gc ({ client, output, signal }: Context, { remove = false }: { remove?: boolean }): Promise<void> {
   const done = await client.call('gc', { remove }, event => {
     output.object(event)
-    output.raw(`${event.id}  ${formatBytes(event.size).padStart(9)}\n`)
+    if (event.event === 'progress') tellProgress(output, event)
+    else output.raw(`${event.id}  ${formatBytes(event.size).padStart(9)}\n`)
   }, signal)
   output.object({ event: 'done', ...done })
-  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}, that nothing refers to${done.removed ? ': removed' : done.files > 0 ? '; remove them with --remove' : ''}`)
+  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}, that nothing refers to${done.removed ? ': removed' : done.files > 0 ? '; remove them with --remove' : ''}`)
 }
 
 export async function follow ({ client, output }: Context, database: string, { all, onDemand, upTo }: { all?: boolean, onDemand?: boolean, upTo?: string }): Promise<void> {
@@ -71,14 +76,27 @@ export async function follow ({ client, output }: Context, database: string, { a
   output.line(`${what} ${database} refers to${now.policy.fetch === 'on-demand' ? '; get them one by one' : ' are fetched'}${now.missing === 0 ? '' : `; ${now.missing} are missing`}`)
 }
 
+const STAGES = { reading: 'reading', copying: 'writing', searching: 'looking' } as const
+
+/** How far something is, for people: what is not known yet is left out. */
+export function tellProgress (output: Output, progress: LocalProgress | TransferProgress, doing = 'stage' in progress ? STAGES[progress.stage] : 'fetching'): void {
+  const { done, total, rate } = progress
+  const parts: string[] = []
+  if (total !== null && total > 0) parts.push(`${Math.floor(100 * done / total)}%`)
+  if ('stage' in progress && (progress.stage === 'searching' || (progress.ofFiles ?? 0) > 1)) parts.push(`${progress.files}${progress.ofFiles === null ? '' : ` of ${progress.ofFiles}`} files`)
+  if (done > 0) parts.push(total === null ? formatBytes(done) : `${formatBytes(done)} of ${formatBytes(total)}`)
+  if (rate > 0) parts.push(`${formatBytes(rate)}/s`)
+  if (rate > 0 && total !== null && total > done) parts.push(`${formatSeconds((total - done) / rate)} left`)
+  if (!('stage' in progress) && progress.sources > 0) parts.push(`from ${countOf(progress.sources, 'device')}`)
+  output.progress(`${doing} ${parts.join(', ')}`.trimEnd())
+}
+
 /** What happens to a download, for people. */
 export function tellTransfer (output: Output, event: TransferEvent): void {
   switch (event.event) {
-    case 'progress': {
-      const { done, total, rate, sources } = event
-      output.progress(`${formatBytes(done)} of ${formatBytes(total)}, ${formatBytes(rate)}/s from ${sources} device${sources === 1 ? '' : 's'}, ${formatSeconds((total - done) / rate)} left`)
+    case 'progress':
+      tellProgress(output, event)
       break
-    }
     case 'source-dropped':
       output.line(`device ${event.device} sent wrong bytes and is not asked again: ${event.reason}`)
       break

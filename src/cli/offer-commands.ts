@@ -1,16 +1,29 @@
 import { resolve } from 'node:path'
 import { PatchcordError } from '../core/errors.js'
 import type { Context } from './context.js'
-import { tellTransfer } from './file-commands.js'
-import { formatBytes } from './output.js'
+import { tellProgress, tellTransfer } from './file-commands.js'
+import { countOf, formatBytes, printable } from './output.js'
 
 // Files handed from device to device.
 
 export async function send ({ client, output, signal }: Context, device: string, paths: string[], { wait = true }: { wait?: boolean }): Promise<void> {
   const done = await client.call('send', { device, paths: paths.map(path => resolve(path)), wait }, event => {
     output.object(event)
-    if (event.event === 'offered') output.line(`offered ${event.files} file${event.files === 1 ? '' : 's'}, ${formatBytes(event.bytes)}, to ${device} (offer ${event.offer})${wait ? '; waiting for the answer' : ''}`)
-    else output.line('accepted; it is being fetched')
+    switch (event.event) {
+      case 'offered':
+        output.endProgress()
+        output.line(`offered ${countOf(event.files, 'file')}, ${formatBytes(event.bytes)}, to ${device} (offer ${event.offer})${wait ? '; waiting for the answer' : ''}`)
+        break
+      case 'accepted':
+        output.line('accepted; it is being fetched')
+        break
+      case 'passed-over':
+        output.line(`passed over: ${printable(event.path)} is ${event.reason}`)
+        break
+      case 'progress':
+        tellProgress(output, event, 'stage' in event ? undefined : 'fetched')
+        break
+    }
   }, signal)
   if (done.answer !== 'done') return
   output.object({ event: 'done', offer: done.offer })
@@ -20,7 +33,7 @@ export async function send ({ client, output, signal }: Context, device: string,
 export async function inbox ({ client, output, signal }: Context): Promise<void> {
   const { offers } = await client.call('inbox', {}, offer => {
     output.object(offer)
-    output.line(`${offer.offer}  ${offer.count} file${offer.count === 1 ? '' : 's'}, ${formatBytes(offer.bytes)}, from ${offer.name}: ${offer.state}`)
+    output.line(`${offer.offer}  ${countOf(offer.count, 'file')}, ${formatBytes(offer.bytes)}, from ${offer.name}: ${offer.state}`)
     for (const { path, size } of offer.files ?? []) output.line(`  ${formatBytes(size).padStart(9)}  ${path}`)
   }, signal)
   if (offers === 0) output.line('nobody offers files')
@@ -33,7 +46,7 @@ export async function inboxAccept ({ client, output, signal }: Context, offer: s
     tellTransfer(output, event)
   }, signal)
   output.object({ event: 'done', ...done })
-  output.line(`${done.files} file${done.files === 1 ? '' : 's'}, ${formatBytes(done.bytes)}:`)
+  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}:`)
   for (const path of done.landed) output.line(`  ${path}`)
 }
 

@@ -1,19 +1,21 @@
 import type { Writable } from 'node:stream'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import { cut } from '../core/ids.js'
+import { ProgressLine } from './progress.js'
 
 /** Where a command writes. With `--json` stdout has one JSON object a line, and people's text goes to
  * stderr; without, people's text is on stdout. */
 export class Output {
   readonly json: boolean
-  readonly #stdout: Writable & { isTTY?: boolean }
-  readonly #stderr: Writable & { isTTY?: boolean }
-  #hasProgress = false
+  readonly #stdout: Writable
+  readonly #stderr: Writable
+  readonly #progress: ProgressLine
 
   constructor (json: boolean, stdout: Writable, stderr: Writable) {
     this.json = json
     this.#stdout = stdout
     this.#stderr = stderr
+    this.#progress = new ProgressLine(stderr)
   }
 
   /** An event, or the whole answer, for programs. */
@@ -23,7 +25,6 @@ export class Output {
 
   /** A line for people. */
   line (text = ''): void {
-    this.endProgress()
     ;(this.json ? this.#stderr : this.#stdout).write(`${text}\n`)
   }
 
@@ -40,29 +41,37 @@ export class Output {
     for (const row of rows) this.line(row.map((cell, column) => column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0)).join('  '))
   }
 
-  /** One line that is written over, on a terminal alone. */
+  /** How far something is, on a terminal alone. */
   progress (text: string): void {
-    if (this.json || this.#stderr.isTTY !== true) return
-    this.#stderr.write(`\r\u001b[K${text}`)
-    this.#hasProgress = true
+    if (!this.json) this.#progress.show(text)
   }
 
+  /** To be called when a command is through, however it ended. */
   endProgress (): void {
-    if (this.#hasProgress) this.#stderr.write('\r\u001b[K')
-    this.#hasProgress = false
+    this.#progress.end()
   }
 
   /** An error: the problem, then the hint. Returns the exit code. */
   fail (error: unknown): number {
-    this.endProgress()
     const known = error instanceof PatchcordError ? error : undefined
     const hint = known?.hint
     if (this.json) this.#stdout.write(`${JSON.stringify({ event: 'failed', error: messageOf(error), code: known?.code ?? 'internal', hint: hint ?? null })}\n`)
-    this.#stderr.write(`patchcord: ${messageOf(error)}\n`)
+    this.#stderr.write(`patchcord: ${messageOf(error).split('\n').map(printable).join('\n')}\n`)
     if (hint !== undefined) this.#stderr.write(`  hint: ${hint}\n`)
     if (known === undefined && error instanceof Error && error.stack !== undefined) this.#stderr.write(`${error.stack}\n`)
     return known?.exit ?? 1
   }
+}
+
+/** Text that somebody else may have chosen, such as a path: what would move the cursor, break the line or turn the order of
+ * letters around is shown as `\\u{202e}` (CWE-150, CVE-2021-42574). */
+export function printable (text: string): string {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, character => `\\u{${character.codePointAt(0)?.toString(16)}}`)
+}
+
+/** `1 file`, `2 files`. */
+export function countOf (count: number, one: string): string {
+  return `${count} ${one}${count === 1 ? '' : 's'}`
 }
 
 /** 1536 as `1.5 KiB`. */

@@ -2,6 +2,7 @@ import { renderUnicodeCompact } from 'uqr'
 import { PatchcordError } from '../core/errors.js'
 import type { PairEvent, Paired } from '../control/operations.js'
 import type { Context } from './context.js'
+import type { Output } from './output.js'
 import { ask, isInteractive, readLine } from './prompt.js'
 
 // Pairing, at both ends. Names are the other's own words: they come escaped and are shown in quotes.
@@ -23,13 +24,13 @@ export async function pair (context: Context, invitation: string | undefined, op
   let paired: Paired
   if (invitation === undefined && options.join !== true) {
     if (as === undefined && !isInteractive(io)) throw new PatchcordError('usage', 'without a terminal the relation has to be given', { hint: 'say --as own (one person\'s devices) or --as peer (two people\'s), and --yes' })
-    paired = await client.call('pair-open', { ...shared, ...as === undefined ? {} : { as }, ...options.linkOnly === true ? { linkOnly: true } : {} }, listener(context, as), signal)
+    paired = await client.call('pair-open', { ...shared, ...as === undefined ? {} : { as }, ...options.linkOnly === true ? { linkOnly: true } : {} }, listener(context, as, shared.yes), signal)
   } else {
     const code = invitation === '-' ? await readLine(io) : invitation ?? await ask(io, 'the code or link that the other device shows: ', 'give it as an argument, or - to read it from stdin')
     paired = await client.call('pair-join', {
       ...shared, invitation: code, as: as ?? await askRelation(context),
       ...options.at === undefined ? {} : { at: options.at }, ...options.replaceUser === true ? { replaceUser: true } : {},
-    }, listener(context, as), signal)
+    }, listener(context, as, shared.yes), signal)
   }
   output.object({ event: 'paired', ...paired })
   output.line(paired.relation === 'own' ? `paired: "${paired.name}" and this device belong to the same person` : `paired: "${paired.name}" is trusted as somebody else's device`)
@@ -37,7 +38,7 @@ export async function pair (context: Context, invitation: string | undefined, op
   if (paired.relation === 'peer') output.line(`next: patchcord share <database> --with "${paired.name}"`)
 }
 
-function listener (context: Context, as: 'own' | 'peer' | undefined): (event: PairEvent) => void {
+function listener (context: Context, as: 'own' | 'peer' | undefined, yes: boolean): (event: PairEvent) => void {
   const { output, client } = context
   return event => {
     output.object(event)
@@ -49,6 +50,8 @@ function listener (context: Context, as: 'own' | 'peer' | undefined): (event: Pa
         output.line(`an attempt failed: ${event.error} (${event.attemptsLeft} left)`)
         return
       case 'request':
+        describe(output, event)
+        if (yes) return
         // Where the person cannot be asked, the other one is not kept waiting for an answer.
         confirm(context, event, as).catch((error: unknown) => {
           output.fail(error)
@@ -68,7 +71,9 @@ function showWindow ({ output }: Context, { code, link, addresses }: Extract<Pai
   output.line(renderUnicodeCompact(link))
 }
 
-async function confirm ({ io, output }: Context, { name, device, user, wants, offers, becomes, loses }: Extract<PairEvent, { event: 'request' }>, as: 'own' | 'peer' | undefined): Promise<'own' | 'peer' | null> {
+type Request = Extract<PairEvent, { event: 'request' }>
+
+function describe (output: Output, { name, device, user, wants, offers, becomes, loses }: Request): void {
   output.line(`"${name}" proved the code and wants to be ${wants === 'own' ? 'a device of the same person' : 'trusted as somebody else\'s device'}`)
   output.line(`  device ${device}`)
   output.line(`  user   ${user}`)
@@ -76,6 +81,9 @@ async function confirm ({ io, output }: Context, { name, device, user, wants, of
   if (becomes === 'theirs') output.line(`this device will belong to the person of "${name}": everything on it becomes theirs`)
   if (becomes === 'ours') output.line(`"${name}" will belong to you, as this device does: everything on it becomes yours`)
   if (loses.length > 0) output.line(`this device will no longer know, and not be trusted by: ${loses.join(', ')}`)
+}
+
+async function confirm ({ io, output }: Context, { wants }: Request, as: 'own' | 'peer' | undefined): Promise<'own' | 'peer' | null> {
   if (as !== undefined && as !== wants) {
     output.line(`you said --as ${as}: refused`)
     return null

@@ -63,7 +63,11 @@ function describeProgram ({ io, version, startService }: Cli): Command {
         // commander hands over the arguments, then the options, then the command.
         const options = made.optsWithGlobals<CommonOptions & Record<string, unknown>>()
         const context = contextOf(io, options)
-        await (action as (context: Context, ...args: unknown[]) => Promise<void>)(context, ...given.slice(0, -2), options)
+        try {
+          await (action as (context: Context, ...args: unknown[]) => Promise<void>)(context, ...given.slice(0, -2), options)
+        } finally {
+          context.output.endProgress()
+        }
       })
     }
     return made

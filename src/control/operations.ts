@@ -45,7 +45,7 @@ export interface Operations {
   follow: { args: { database: string, policy?: FollowPolicy }, result: { database: string, policy: FollowPolicy, missing: number } }
   get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferEvent, result: { id: string, size: number, seconds: number, sources: string[] } }
   verify: { args: object, event: VerifyEvent, result: { files: number, bytes: number, damaged: number } }
-  gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number }, result: { files: number, bytes: number, removed: boolean } }
+  gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number } | LocalProgress, result: { files: number, bytes: number, removed: boolean } }
   send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
   inbox: { args: object, event: InboxOffer, result: { offers: number } }
   'inbox-accept': { args: { offer: string, to: string }, event: TransferEvent, result: { files: number, bytes: number, landed: string[] } }
@@ -229,20 +229,29 @@ export interface Explanation {
   reason: string
 }
 
+/** How far work on this device's own disk has come. `done` and `total` are bytes; `total` and `ofFiles` are null while nobody
+ * knows them. `rate` is bytes a second over the last seconds. */
+export interface LocalProgress { event: 'progress', stage: 'reading' | 'copying' | 'searching', done: number, total: number | null, rate: number, files: number, ofFiles: number | null }
+
 export type AddEvent =
   | { event: 'added', id: string, size: number, path: string, new: boolean }
-  | { event: 'progress', files: number, bytes: number }
+  | { event: 'passed-over', path: string, reason: string }
+  | LocalProgress
   | { event: 'failed', path: string, error: string, hint: string }
 
 export interface StoredFile { event: 'file', id: string, size: number, databases: string[] }
 
 export type VerifyEvent =
-  | { event: 'progress', files: number, bytes: number }
+  | LocalProgress
   | { event: 'damaged', id: string, quarantined: string }
 
 export type SendEvent =
   | { event: 'offered', offer: string, files: number, bytes: number }
   | { event: 'accepted', offer: string }
+  | { event: 'passed-over', path: string, reason: string }
+  /** While it is read into the store, then as the receiver tells how much it has. */
+  | LocalProgress
+  | TransferProgress
 
 /** What somebody hands to this device. `files` is there while it waits for an answer and the list could be fetched. */
 export interface InboxOffer {
@@ -259,9 +268,13 @@ export interface InboxOffer {
 /** Which files that documents refer to are fetched without being asked for. */
 export type FollowPolicy = { fetch: 'all' } | { fetch: 'on-demand' } | { fetch: 'up-to', bytes: number }
 
-/** What happens while files are fetched; `rate` is bytes a second over the last seconds. */
+/** `rate` is bytes a second over the last seconds. */
+export interface TransferProgress { event: 'progress', id: string, done: number, total: number, rate: number, sources: number }
+
+/** What happens while files are fetched, and copied out of the store then. */
 export type TransferEvent =
-  | { event: 'progress', id: string, done: number, total: number, rate: number, sources: number }
+  | TransferProgress
+  | LocalProgress
   | { event: 'source-dropped', id: string, device: string, leaf: number | null, reason: string }
   | { event: 'overtaken', id: string, device: string }
   | { event: 'paused', id: string, reason: 'disk-full', needed: number }

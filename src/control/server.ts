@@ -67,7 +67,8 @@ export class ControlServer {
       const args = await readArgs(message)
       write({ result: await operation(args, write, abort.signal) })
     } catch (error) {
-      if (!(error instanceof PatchcordError)) this.#logger.error({ operation: message.url, err: error }, 'operation failed')
+      // Whoever asked is gone, and that ended it.
+      if (!(error instanceof PatchcordError) && !abort.signal.aborted) this.#logger.error({ operation: message.url, err: error }, 'operation failed')
       write({ error: describe(error) })
     }
     response.end()

@@ -11,6 +11,7 @@ export const ERRORS = {
   'bad-state': { means: 'a file of state is damaged, or not of its form', status: 500, exit: 1, hint: 'restore the file from a backup, or move it away and start again' },
   'unsafe-mode': { means: 'others than you may read or replace a private file', status: 500, exit: 1, hint: 'nobody but you may read it: chmod 600 the file, chmod 700 its folder' },
   'unreadable': { means: 'a file or folder is not there, or may not be read', status: 500, exit: 1, hint: 'check that the path exists and that you may read it' },
+  'no-handles': { means: 'the system lets this process have no more open files and connections', status: 503, exit: 1, hint: 'wait, or raise the limit: `ulimit -n`, or LimitNOFILE= in the unit' },
   'disk-full': { means: 'no room is left on the disk; nothing half written was kept', status: 507, exit: 1, hint: 'make room on the disk, then run the command again' },
   'changed-while-read': { means: 'a file changed while it was added; nothing of it was kept', status: 500, exit: 1, hint: 'add it again once nothing writes to it' },
   'port-in-use': { means: 'another program listens at the address', status: 500, exit: 1, hint: 'choose another port with --listen, or end the program that has it' },
@@ -79,6 +80,9 @@ export function fileError (error: unknown, path: string): PatchcordError {
     case 'ENOSPC':
     case 'EDQUOT':
       return new PatchcordError('disk-full', `no room left on the disk while writing ${path}`, { cause: error })
+    case 'EMFILE':
+    case 'ENFILE':
+      return new PatchcordError('no-handles', `${path} cannot be opened: too many open files`, { cause: error })
     case 'ENOENT':
       return new PatchcordError('unreadable', `${path} does not exist`, { cause: error })
     case 'EACCES':

@@ -28,8 +28,10 @@ export const DEFAULT_LIMITS = {
   mailPollMs: 60_000,
   /** Bytes of one JSON body or attachment. */
   bodyBytes: 256 * 1024 * 1024,
-  /** Bodies at once per whitelist entry. */
+  /** Larger bodies at once per whitelist entry. */
   bodies: 2,
+  /** Bytes up to which a body is none of the larger ones; one that does not tell its length is. */
+  smallBodyBytes: 65_536,
   /** Connections per whitelist entry, however many devices come in through it. */
   connectionsPerEntry: 32,
   /** Requests at once per whitelist entry. */

@@ -5,6 +5,7 @@ import { systemClock, type Clock } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
 import { DEFAULT_LIMITS, type Limits } from '../core/limits.js'
 import { silentLogger, type Logger } from '../core/log.js'
+import { Patrol } from '../core/patrol.js'
 import type { CanonicalRequest } from '../policy/canonical.js'
 import type { Principal } from '../policy/principal.js'
 import { couchPath, type CouchAction } from '../policy/route.js'
@@ -13,8 +14,8 @@ import { createBodyCheck } from './body-check.js'
 import { Checkpoints } from './checkpoints.js'
 import { boundedFeedQuery, isFeed } from '../policy/feed.js'
 import { requestHeaders } from '../policy/couch-headers.js'
-import type { UpstreamTarget } from './quiet-http-proxy.js'
-import { Transfer, type Forwarded } from './transfer.js'
+import { Transfer, type Forwarded, type TransferContext } from './transfer.js'
+import type { UpstreamTarget } from './upstream.js'
 
 // The couch room: what stands between a decided request and a CouchDB on loopback.
 //
@@ -55,20 +56,20 @@ export interface CouchProxyOptions {
 export class CouchProxy {
   readonly #target: UpstreamTarget
   readonly #limits: Limits
-  readonly #logger: Logger
-  readonly #clock: Clock
+  readonly #host: string
+  readonly #context: TransferContext
   readonly #pools: UpstreamPools
   readonly #checkpoints: Checkpoints
-  readonly #transfers = new Set<Transfer>()
   #closed = false
 
   /** Throws `bad-env` for a URL that is not one of a literal loopback address. Opens nothing. */
   constructor ({ url, limits = {}, logger = silentLogger(), clock = systemClock }: CouchProxyOptions) {
     this.#target = parseCouchUrl(url)
     this.#limits = Object.freeze({ ...DEFAULT_LIMITS, ...limits })
-    this.#logger = logger
-    this.#clock = clock
-    this.#pools = new UpstreamPools(this.#limits.feedsPerEntry)
+    this.#host = formatAddress(this.#target)
+    const { stallMs, upstreamMs } = this.#limits
+    this.#context = { limits: this.#limits, logger, patrol: new Patrol<Transfer>(clock, Math.min(stallMs, upstreamMs)) }
+    this.#pools = new UpstreamPools(this.#target, this.#limits.feedsPerEntry, clock)
     this.#checkpoints = new Checkpoints(this.#limits.checkpoints)
   }
 
@@ -87,7 +88,7 @@ export class CouchProxy {
     const feed = isFeed(action)
     const query = feed ? boundedFeedQuery(action.query, this.#limits.heartbeatMs) : action.query
     const headers = requestHeaders(request.headers, {
-      host: formatAddress(this.#target),
+      host: this.#host,
       authorization: basicAuthorization(credentials),
       bodyForm: mayHaveBody ? row.body : 'none',
     })
@@ -99,12 +100,11 @@ export class CouchProxy {
       method: request.method,
       path,
       headers,
-      agent: feed ? pools.feeds : pools.documents,
+      pools,
       pathForm: row.path,
       isFeed: feed,
       check: mayHaveBody ? createBodyCheck(row.body, this.#limits, principal.relation) : undefined,
-    }, body, response, { limits: this.#limits, clock: this.#clock, logger: this.#logger })
-    this.#transfers.add(transfer)
+    }, body, response, this.#context)
     let status = 0
     try {
       const forwarded = await transfer.done
@@ -113,7 +113,6 @@ export class CouchProxy {
     } finally {
       // What was cut may have been written; what was refused was not.
       if (status >= 400 && status < 499) undoCount()
-      this.#transfers.delete(transfer)
       this.#pools.release(principal.entry)
     }
   }
@@ -121,7 +120,7 @@ export class CouchProxy {
   /** Ends every running transfer and connection, and resolves when all of them are told. */
   async close (): Promise<void> {
     this.#closed = true
-    const running = [...this.#transfers]
+    const running = this.#context.patrol.all()
     for (const transfer of running) transfer.close()
     await Promise.allSettled(running.map(transfer => transfer.done))
     this.#pools.close()
@@ -142,7 +141,15 @@ export function parseCouchUrl (url: string): UpstreamTarget {
   return { host, port }
 }
 
-function basicAuthorization ({ username, password }: CouchCredentials): string {
+/** Written once for as long as an env holds them. */
+const authorizations = new WeakMap<CouchCredentials, string>()
+
+function basicAuthorization (credentials: CouchCredentials): string {
+  const { username, password } = credentials
+  const known = authorizations.get(credentials)
+  if (known !== undefined) return known
   if (username.includes(':')) throw new PatchcordError('bad-env', 'the CouchDB user name of a grant holds a colon')
-  return `Basic ${Buffer.from(`${username}:${password}`).toString('base64')}`
+  const value = `Basic ${Buffer.from(`${username}:${password}`).toString('base64')}`
+  authorizations.set(credentials, value)
+  return value
 }

@@ -1,15 +1,17 @@
-import type { Agent, ClientRequest, IncomingMessage, OutgoingHttpHeaders, ServerResponse } from 'node:http'
-import { Readable } from 'node:stream'
-import type { Clock, Timer } from '../core/clock.js'
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Readable } from 'node:stream'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { Limits } from '../core/limits.js'
 import type { Logger } from '../core/log.js'
+import type { Patrol, Watched } from '../core/patrol.js'
 import type { PathForm } from '../policy/surface.js'
+import type { Pools } from './agents.js'
 import type { BodyCheck } from './body-check.js'
 import { checkedBody } from './checked-body.js'
 import { MISSING, sendCouchError } from '../core/couch-answers.js'
 import { isDelimited, responseHeaders } from '../policy/couch-headers.js'
-import { sendUpstream, type UpstreamCall, type UpstreamTarget } from './quiet-http-proxy.js'
+import { sendUpstream } from './quiet-http-proxy.js'
+import type { UpstreamAnswer, UpstreamCall, UpstreamHead, UpstreamListener, UpstreamTarget } from './upstream.js'
 
 /** What became of a forwarded request. */
 export interface Forwarded {
@@ -21,12 +23,9 @@ export interface Forwarded {
   readonly cut?: 'client' | 'upstream' | 'stalled' | 'closed'
 }
 
-export interface TransferPlan {
+export interface TransferPlan extends UpstreamHead {
   readonly target: UpstreamTarget
-  readonly method: string
-  readonly path: string
-  readonly headers: OutgoingHttpHeaders
-  readonly agent: Agent
+  readonly pools: Pools
   readonly pathForm: PathForm
   readonly isFeed: boolean
   /** Undefined where no body goes up, whatever the client sends. */
@@ -35,35 +34,42 @@ export interface TransferPlan {
 
 export interface TransferContext {
   readonly limits: Pick<Limits, 'stallMs' | 'upstreamMs' | 'heartbeatMs'>
-  readonly clock: Clock
+  readonly patrol: Patrol<Transfer>
   readonly logger: Logger
 }
 
 /** Of an answer that is replaced by ours, at most so much is read to keep the connection. */
 const DRAINED = 65_536
+/** An answer that is whole before it has more bytes than these goes out in one piece. */
+const MOST_HELD = 65_536
 const CLIENT_LEFT = 499
 
 /**
  * One request on its way to CouchDB and its answer back. Whoever leaves, the other side's connection
  * goes at once; nothing that was cut ever looks complete to either.
  */
-export class Transfer {
+export class Transfer implements UpstreamListener, Watched {
+  place = -1
   /** Rejects with PatchcordError while no answer was begun; resolves in every other case. */
   readonly done: Promise<Forwarded>
   readonly #plan: TransferPlan
   readonly #source: IncomingMessage
   readonly #response: ServerResponse
   readonly #context: TransferContext
-  readonly #body: Readable
+  readonly #body: Readable | undefined
   #resolve!: (outcome: Forwarded) => void
   #reject!: (error: PatchcordError) => void
   #call: UpstreamCall | undefined
-  #request: ClientRequest | undefined
-  #answer: IncomingMessage | undefined
-  #timer: Timer | undefined
-  #movedAt = 0
+  #answer: UpstreamAnswer | undefined
+  /** The beginning of the body while nothing was written yet, as latin1. */
+  #held = ''
+  #hasAll = false
+  #isPaused = false
+  /** The stall that cuts it, the wait for a head, or no deadline. */
+  #phase: 'moving' | 'head' | 'feed' = 'moving'
+  #mayRest: number
+  #movedAt: number
   #bytes = 0
-  #retried = false
   #settled = false
   readonly #onClientClose = (): void => { this.#leave('client') }
 
@@ -72,11 +78,14 @@ export class Transfer {
     this.#source = source
     this.#response = response
     this.#context = context
+    this.#mayRest = context.limits.stallMs
     this.done = new Promise((resolve, reject) => {
       this.#resolve = resolve
       this.#reject = reject
     })
-    this.#body = plan.check === undefined ? noBody() : checkedBody(source, plan.check)
+    context.patrol.add(this)
+    this.#movedAt = context.patrol.now
+    this.#body = plan.check === undefined ? undefined : checkedBody(source, plan.check)
     this.#start()
   }
 
@@ -89,62 +98,55 @@ export class Transfer {
   #start (): void {
     if (this.#response.destroyed) return this.#leave('client')
     this.#response.once('close', this.#onClientClose)
-    this.#body.on('error', error => {
+    const { target, pools, isFeed } = this.#plan
+    const body = this.#body
+    if (body === undefined) {
+      this.#awaitHead()
+      this.#took((isFeed ? pools.kept.feeds : pools.kept.documents).send(this.#plan, this))
+      return
+    }
+    body.on('error', error => {
       if (error instanceof PatchcordError) this.#fail(error)
       else this.#leave('client')
     })
-    this.#body.once('end', () => { this.#awaitHead() })
-    this.#watch(this.#context.limits.stallMs)
-    this.#send()
+    body.once('end', () => { this.#awaitHead() })
+    this.#took(sendUpstream(target, this.#plan, { body, agent: isFeed ? pools.agents.feeds : pools.agents.documents }, this))
     // After http-proxy has piped it: a listener for data alone would start it flowing.
-    this.#body.on('data', () => { this.#moved() })
+    body.on('data', () => { this.#moved() })
   }
 
-  #send (): void {
-    const { target, method, path, headers, agent } = this.#plan
-    let current = true
-    const isCurrent = (): boolean => current && !this.#settled
-    const call = sendUpstream(target, { method, path, headers, agent, body: this.#body }, {
-      connected: request => {
-        if (!isCurrent()) return
-        this.#request = request
-        if (request.path !== path || request.method !== method) this.#fail(new PatchcordError('internal', 'http-proxy changed the request line'))
-      },
-      answered: answer => {
-        answer.on('error', () => { /* its close follows, and tells more */ })
-        if (!isCurrent()) return void answer.destroy()
-        try {
-          this.#answered(answer)
-        } catch (error) {
-          // Thrown into an event of a socket's, it would end the process.
-          this.#fail(new PatchcordError('internal', 'the answer could not be relayed', { cause: error }))
-        }
-      },
-      failed: error => {
-        if (!isCurrent() || this.#answer !== undefined) return
-        current = false
-        if (this.#mayRetry(error)) {
-          this.#retried = true
-          this.#send()
-        } else this.#fail(new PatchcordError('upstream-down', `CouchDB at ${target.host}:${target.port} did not answer: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
-      },
-    })
-    if (isCurrent()) this.#call = call
-    else if (this.#settled) call.abort()
-  }
-
-  /** A kept connection that the upstream closed just as it was used: RFC 9110 section 9.2.2 lets what
-   * changes nothing be sent again. */
-  #mayRetry (error: Error): boolean {
-    return !this.#retried && this.#plan.check === undefined && this.#plan.method !== 'DELETE' &&
-      this.#request?.reusedSocket === true && systemCode(error) === 'ECONNRESET'
+  #took (call: UpstreamCall): void {
+    this.#call = call
+    if (this.#settled) call.abort()
   }
 
   // ---- the answer
 
-  #answered (answer: IncomingMessage): void {
+  answered (answer: UpstreamAnswer): void { this.#relay(() => { this.#answered(answer) }) }
+  data (chunk: Buffer): void { this.#relay(() => { this.#data(chunk) }) }
+  caughtUp (): void { this.#relay(() => { this.#writeHeld() }) }
+  ended (): void { this.#relay(() => { this.#ended() }) }
+
+  failed (error: Error): void {
+    if (this.#settled) return
+    if (this.#response.headersSent) return this.#leave('upstream')
+    const { host, port } = this.#plan.target
+    this.#fail(error instanceof PatchcordError ? error : new PatchcordError('upstream-down', `CouchDB at ${host}:${port} did not answer: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
+  }
+
+  #relay (step: () => void): void {
+    if (this.#settled) return
+    try {
+      step()
+    } catch (error) {
+      // Thrown into an event of a socket's, it would end the process.
+      this.#fail(new PatchcordError('internal', 'the answer could not be relayed', { cause: error }))
+    }
+  }
+
+  #answered (answer: UpstreamAnswer): void {
     this.#answer = answer
-    const status = answer.statusCode ?? 0
+    const { status } = answer
     switch (status) {
       case 401:
         this.#context.logger.error({ upstream: this.#plan.target }, 'CouchDB refused the credentials that the server forwards with')
@@ -157,23 +159,68 @@ export class Transfer {
     // 407 speaks of a proxy's credentials; browsers would ask the person for them.
     if (status < 200 || status > 599 || status === 407) return this.#broken(`status ${status}`)
     if (!isDelimited(answer, this.#plan.method)) return this.#broken('an answer without a length')
-    this.#relay(answer, status)
-  }
-
-  #relay (answer: IncomingMessage, status: number): void {
-    const response = this.#response
-    // The reason phrase is Node's own: upstream's may hold what no status line may.
-    response.writeHead(status, responseHeaders(answer.headers, this.#plan.pathForm))
-    if (this.#plan.isFeed) response.flushHeaders()
     const { stallMs, heartbeatMs } = this.#context.limits
     // A feed rests between its heartbeats; the stall begins where one stays away.
-    this.#watch(this.#plan.isFeed ? heartbeatMs + stallMs : stallMs)
-    answer.once('close', () => { if (!answer.readableEnded) this.#leave('upstream') })
-    response.once('finish', () => { this.#settle(() => { this.#resolve({ status, bytes: this.#bytes }) }) })
-    answer.pipe(response)
-    answer.on('data', (chunk: Buffer) => {
-      this.#bytes += chunk.length
-      this.#moved()
+    this.#mayRest = this.#plan.isFeed ? heartbeatMs + stallMs : stallMs
+    this.#phase = 'moving'
+    this.#moved()
+    if (!this.#plan.isFeed) return
+    this.#writeHead()
+    this.#response.flushHeaders()
+  }
+
+  #data (chunk: Buffer): void {
+    this.#bytes += chunk.length
+    this.#moved()
+    const isHeld = !this.#response.headersSent && this.#bytes <= MOST_HELD
+    if (isHeld) {
+      // As text in which each character is a byte: Node puts it behind the head and writes both at once.
+      this.#held += chunk.toString('latin1')
+      return
+    }
+    this.#writeHeld()
+    this.#write(Buffer.from(chunk))
+  }
+
+  #ended (): void {
+    this.#hasAll = true
+    const response = this.#response
+    response.once('finish', () => { this.#settle(() => { this.#resolve({ status: response.statusCode, bytes: this.#bytes }) }) })
+    if (response.headersSent) {
+      response.end()
+      return
+    }
+    this.#writeHead(this.#bytes > 0 ? this.#bytes : undefined)
+    response.end(this.#held, 'latin1')
+    this.#held = ''
+  }
+
+  /** `length` where the whole body is known and upstream did not say how long it is. */
+  #writeHead (length?: number): void {
+    const { status, headers } = this.#answer!
+    const outgoing = responseHeaders(headers, this.#plan.pathForm)
+    if (length !== undefined) outgoing['content-length'] ??= String(length)
+    // The reason phrase is Node's own: upstream's may hold what no status line may.
+    this.#response.writeHead(status, outgoing)
+  }
+
+  #writeHeld (): void {
+    if (this.#held === '') return
+    const held = this.#held
+    this.#held = ''
+    this.#writeHead()
+    this.#write(held)
+  }
+
+  #write (chunk: Buffer | string): void {
+    const response = this.#response
+    const takesMore = typeof chunk === 'string' ? response.write(chunk, 'latin1') : response.write(chunk)
+    if (takesMore || this.#isPaused) return
+    this.#isPaused = true
+    this.#call?.pause()
+    response.once('drain', () => {
+      this.#isPaused = false
+      if (!this.#settled) this.#call?.resume()
     })
   }
 
@@ -191,36 +238,24 @@ export class Transfer {
 
   // ---- time
 
+  /** Movement writes down the time alone: a timer per chunk would cost more than the chunk. */
   #moved (): void {
-    this.#movedAt = this.#context.clock.monotonic()
-  }
-
-  /** Cuts the transfer once nothing moved for `limit`. Movement writes down the time alone: a timer per
-   * chunk would cost more than the chunk. */
-  #watch (limit: number): void {
-    this.#moved()
-    const check = (): void => {
-      const left = this.#movedAt + limit - this.#context.clock.monotonic()
-      if (left > 0) this.#timer = this.#context.clock.after(left, check)
-      else this.#stalled()
-    }
-    this.#timer?.cancel()
-    this.#timer = this.#context.clock.after(limit, check)
-  }
-
-  #stalled (): void {
-    const upstreamReadsNothing = this.#answer === undefined && (this.#request === undefined || this.#request.writableNeedDrain)
-    if (upstreamReadsNothing) this.#fail(new PatchcordError('upstream-slow', 'CouchDB did not take the request'))
-    else this.#leave('stalled')
+    this.#movedAt = this.#context.patrol.now
   }
 
   #awaitHead (): void {
     if (this.#settled || this.#answer !== undefined) return
-    this.#timer?.cancel()
-    if (this.#plan.isFeed) return
-    this.#timer = this.#context.clock.after(this.#context.limits.upstreamMs, () => {
-      this.#fail(new PatchcordError('upstream-slow', 'CouchDB did not answer in time'))
-    })
+    this.#moved()
+    this.#mayRest = this.#context.limits.upstreamMs
+    this.#phase = this.#plan.isFeed ? 'feed' : 'head'
+  }
+
+  look (now: number): void {
+    if (this.#phase === 'feed' || now - this.#movedAt <= this.#mayRest + this.#context.patrol.period) return
+    if (this.#phase === 'head') return this.#fail(new PatchcordError('upstream-slow', 'CouchDB did not answer in time'))
+    const upstreamReadsNothing = this.#answer === undefined && (this.#call?.isBacklogged ?? true)
+    if (upstreamReadsNothing) this.#fail(new PatchcordError('upstream-slow', 'CouchDB did not take the request'))
+    else this.#leave('stalled')
   }
 
   // ---- ends
@@ -255,25 +290,20 @@ export class Transfer {
   #settle (outcome: () => void): void {
     if (this.#settled) return
     this.#settled = true
-    this.#timer?.cancel()
+    this.#context.patrol.delete(this)
     this.#response.off('close', this.#onClientClose)
     this.#endUpstream()
     outcome()
-    if (!this.#body.destroyed) this.#body.destroy()
+    if (this.#body?.destroyed === false) this.#body.destroy()
   }
 
   /** Leaves a connection that did its work to the pool, and destroys every other one. */
   #endUpstream (): void {
-    const answer = this.#answer
-    const sentAll = this.#body.readableEnded
-    if (answer?.complete === true && sentAll) return
-    const short = answer !== undefined && sentAll && !this.#plan.isFeed && !this.#response.headersSent && Number(answer.headers['content-length'] ?? DRAINED + 1) <= DRAINED
-    if (short) answer.resume()
+    const sentAll = this.#body?.readableEnded ?? true
+    if (this.#hasAll && sentAll) return
+    const length = Number(this.#answer?.headers['content-length'] ?? DRAINED + 1)
+    const isShort = this.#answer !== undefined && sentAll && !this.#plan.isFeed && !this.#response.headersSent && length <= DRAINED
+    if (isShort) this.#call?.discard()
     else this.#call?.abort()
   }
-}
-
-/** Readable.from([]) would do, at the price of an asynchronous iterator per request. */
-function noBody (): Readable {
-  return new Readable({ read () { this.push(null) } })
 }

@@ -1,16 +1,65 @@
+import { readSync, writeSync } from 'node:fs'
 import { parentPort } from 'node:worker_threads'
-import { leafHash } from './content-id.js'
+import { systemCode } from '../core/errors.js'
+import { LEAF_BYTES, leafHash } from './content-id.js'
 
-// One thread of `LeafHashes`: a leaf in shared memory in, its hash out. Started by leaf-hashes.ts alone.
+// One thread of `LeafHashes`: hashes a leaf, and where that is asked moves it from or to a file too, while it is still
+// in the cache of the core. Started by leaf-hashes.ts alone.
 
-/** What a worker is handed. */
-export interface HashTask {
-  readonly seq: number
-  readonly memory: SharedArrayBuffer
-  readonly offset: number
-  readonly length: number
+/** Bytes in shared memory. */
+interface InMemory { readonly memory: SharedArrayBuffer, readonly offset: number, readonly length: number }
+
+/** What a worker is handed. Descriptors are open, and stay so until the answer came. */
+export type LeafTask = { readonly seq: number } & (
+  | { readonly kind: 'hash' } & InMemory
+  /** Writes the bytes if this is their hash. */
+  | { readonly kind: 'write', readonly expected: Uint8Array, readonly to: number, readonly position: number } & InMemory
+  /** Reads so many bytes, and writes them to the same place of another file, where one is named. */
+  | { readonly kind: 'copy', readonly from: number, readonly to: number | undefined, readonly position: number, readonly length: number })
+
+/** What comes back: the hash, none where the file ended before; or what the system said, and of which side. */
+export type LeafAnswer = { readonly seq: number } & (
+  | { readonly hash: Uint8Array | undefined }
+  | { readonly failed: 'from' | 'to', readonly code: string | undefined, readonly message: string })
+
+/** What was read, for `copy`. */
+let own: Buffer | undefined
+
+parentPort?.on('message', (task: LeafTask) => {
+  parentPort?.postMessage({ seq: task.seq, ...perform(task) })
+})
+
+function perform (task: LeafTask): { hash: Uint8Array | undefined } | { failed: 'from' | 'to', code: string | undefined, message: string } {
+  let failed: 'from' | 'to' = 'from'
+  try {
+    let bytes: Uint8Array
+    if (task.kind === 'copy') {
+      bytes = (own ??= Buffer.allocUnsafeSlow(LEAF_BYTES)).subarray(0, task.length)
+      if (read(task.from, bytes, task.position) < bytes.length) return { hash: undefined }
+    } else {
+      bytes = new Uint8Array(task.memory, task.offset, task.length)
+    }
+    const hash = leafHash(bytes)
+    failed = 'to'
+    if (task.kind === 'copy' && task.to !== undefined) write(task.to, bytes, task.position)
+    if (task.kind === 'write' && hash.equals(task.expected)) write(task.to, bytes, task.position)
+    return { hash }
+  } catch (error) {
+    return { failed, code: systemCode(error), message: (error as Error).message }
+  }
 }
 
-parentPort?.on('message', ({ seq, memory, offset, length }: HashTask) => {
-  parentPort?.postMessage({ seq, hash: leafHash(new Uint8Array(memory, offset, length)) })
-})
+/** How many bytes there were. */
+function read (fd: number, bytes: Uint8Array, position: number): number {
+  let got = 0
+  while (got < bytes.length) {
+    const more = readSync(fd, bytes, got, bytes.length - got, position + got)
+    if (more === 0) break
+    got += more
+  }
+  return got
+}
+
+function write (fd: number, bytes: Uint8Array, position: number): void {
+  for (let put = 0; put < bytes.length;) put += writeSync(fd, bytes, put, bytes.length - put, position + put)
+}

@@ -1,12 +1,14 @@
 import { availableParallelism } from 'node:os'
 import { Worker } from 'node:worker_threads'
+import { fileError } from '../core/errors.js'
 import { LEAF_BYTES, leafHash } from './content-id.js'
-import type { HashTask } from './hash-worker.js'
+import type { LeafAnswer, LeafTask } from './hash-worker.js'
 
 // SHA-256 of a leaf takes about a millisecond of a thread. The main thread also moves every byte through
 // TLS and to the disk, so leaves are hashed elsewhere. Measured on 2 cores under load, 512 leaves: on the main
 // thread 0.9 to 1.07 GiB/s and nothing else runs; WebCrypto on libuv's pool 0.8 to 1.3 GiB/s with the main
 // thread busy 27 to 68 % (it copies each leaf); two workers on shared memory 1.1 GiB/s, main thread 3 to 20 %.
+// The thread that hashes a leaf also reads or writes it: one turn of one thread instead of three of three.
 
 /** Below this a leaf is hashed where it is: telling a worker costs about as much. */
 const WORTH_TELLING = 65_536
@@ -20,7 +22,7 @@ export function leafBuffer (): Buffer {
 }
 
 interface Waiting {
-  readonly resolve: (hash: Buffer) => void
+  readonly resolve: (answer: LeafAnswer) => void
   readonly reject: (error: unknown) => void
 }
 
@@ -36,24 +38,45 @@ export class LeafHashes {
   #seq = 0
   #idle: NodeJS.Timeout | undefined
 
-  /** At most `workers` threads: as many as there are cores, 4 at most, unless told. 0 hashes on the main thread. */
-  constructor (workers = Math.min(MOST_WORKERS, availableParallelism())) {
+  /** At most `workers` threads: as many as there are cores, unless told, but 2 at least, since they wait for the disk as well,
+   * and 4 at most. */
+  constructor (workers = Math.max(2, Math.min(MOST_WORKERS, availableParallelism()))) {
     this.#most = workers
   }
 
   /** The leaf hash of `bytes`, which must not change until this resolves. Only leaves in memory of `leafBuffer` leave
    * this thread. Throws RangeError like `leafHash`. */
   async hash (bytes: Uint8Array): Promise<Buffer> {
-    const { buffer } = bytes
-    if (bytes.length < WORTH_TELLING || bytes.length > LEAF_BYTES || this.#most === 0 || !(buffer instanceof SharedArrayBuffer)) return leafHash(bytes)
+    if (!isWorthTelling(bytes)) return leafHash(bytes)
+    const { hash } = succeeded(await this.#ask({ kind: 'hash', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length }), '')
+    return Buffer.from(hash!)
+  }
+
+  /** Writes `bytes`, in memory of `leafBuffer`, at `position` of an open file if `expected` is their leaf hash; whether it is.
+   * Throws `disk-full` and the like. */
+  async write (bytes: Uint8Array, expected: Uint8Array, to: number, position: number): Promise<boolean> {
+    if (!(bytes.buffer instanceof SharedArrayBuffer)) throw new TypeError('only shared memory can be written by another thread')
+    const { hash } = succeeded(await this.#ask({ kind: 'write', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length, expected, to, position }), 'the file store')
+    return hash !== undefined && Buffer.from(hash).equals(expected)
+  }
+
+  /** The leaf hash of `length` bytes (a leaf at most) at `position` of an open file, called `path` in errors; undefined where it ends before. They are
+   * written to the same place of the open file `to`, where that is given. Throws `unreadable`, `disk-full` and the like. */
+  async copy (path: string, from: number, to: number | undefined, position: number, length: number): Promise<Buffer | undefined> {
+    if (length > LEAF_BYTES) throw new RangeError(`a leaf has at most ${LEAF_BYTES} bytes, not ${length}`)
+    const answer = await this.#ask({ kind: 'copy', from, to, position, length })
+    const { hash } = succeeded(answer, 'failed' in answer && answer.failed === 'from' ? path : 'the file store')
+    return hash === undefined ? undefined : Buffer.from(hash)
+  }
+
+  async #ask (task: Unnumbered): Promise<LeafAnswer> {
     clearTimeout(this.#idle)
     const thread = this.#leastBusy()
     const seq = ++this.#seq
     try {
       return await new Promise((resolve, reject) => {
         thread.waiting.set(seq, { resolve, reject })
-        const task: HashTask = { seq, memory: buffer, offset: bytes.byteOffset, length: bytes.length }
-        thread.worker.postMessage(task)
+        thread.worker.postMessage({ seq, ...task } satisfies LeafTask)
       })
     } finally {
       thread.waiting.delete(seq)
@@ -73,7 +96,7 @@ export class LeafHashes {
     const worker = new Worker(new URL('hash-worker.js', import.meta.url), { execArgv: [] })
     worker.unref()
     const thread: Thread = { worker, waiting: new Map() }
-    worker.on('message', ({ seq, hash }: { seq: number, hash: Uint8Array }) => { thread.waiting.get(seq)?.resolve(Buffer.from(hash)) })
+    worker.on('message', (answer: LeafAnswer) => { thread.waiting.get(answer.seq)?.resolve(answer) })
     const gone = (error: unknown): void => {
       const at = this.#threads.indexOf(thread)
       if (at >= 0) this.#threads.splice(at, 1)
@@ -84,4 +107,16 @@ export class LeafHashes {
     this.#threads.push(thread)
     return thread
   }
+}
+
+type Unnumbered = LeafTask extends infer Task ? Task extends LeafTask ? Omit<Task, 'seq'> : never : never
+
+function isWorthTelling (bytes: Uint8Array): bytes is Uint8Array<SharedArrayBuffer> {
+  return bytes.length >= WORTH_TELLING && bytes.length <= LEAF_BYTES && bytes.buffer instanceof SharedArrayBuffer
+}
+
+function succeeded (answer: LeafAnswer, path: string): { readonly hash: Uint8Array | undefined } {
+  if ('hash' in answer) return answer
+  const cause = Object.assign(new Error(answer.message), { code: answer.code })
+  throw answer.code === undefined ? cause : fileError(cause, path)
 }

@@ -1,4 +1,5 @@
 import type { ServerResponse } from 'node:http'
+import type { Writable } from 'node:stream'
 import type { Clock, Timer } from '../core/clock.js'
 
 /** How an answer ended: all of it handed to the system; the client went away; no byte moved for `stallMs`; the file
@@ -12,6 +13,8 @@ export class Outflow {
   readonly #stallMs: number
   readonly #clock: Clock
   readonly #held = new Set<number>()
+  /** Where pieces are written to. */
+  #way: Writable
   #bytes = 0
   #ending: Ending | undefined
   #wake: (() => void) | undefined
@@ -21,6 +24,7 @@ export class Outflow {
 
   constructor (response: ServerResponse, stallMs: number, clock: Clock) {
     this.#response = response
+    this.#way = response
     this.#stallMs = stallMs
     this.#clock = clock
     // The listeners stay: a response is used once, and an error that comes late must find one.
@@ -49,11 +53,20 @@ export class Outflow {
     return this.#ending === undefined
   }
 
+  /** Sends the head by itself. What is written then goes to the connection directly: its length is in the head, so
+   * there is no framing left to do, and each piece passes fewer layers. A response that still waits behind another
+   * has no connection yet, and goes the long way. */
+  sendHead (): void {
+    if (this.#ending !== undefined || this.#response.socket === null) return
+    this.#response.flushHeaders()
+    this.#way = this.#response.socket
+  }
+
   /** Hands `chunk` down. Its memory belongs to the stack until `isFree(slot)`. */
   write (slot: number, chunk: Buffer): void {
     if (this.#ending !== undefined) return
     this.#held.add(slot)
-    this.#response.write(chunk, error => {
+    this.#way.write(chunk, error => {
       this.#held.delete(slot)
       if (error === null || error === undefined) this.#bytes += chunk.length
       this.#wake?.()

@@ -145,12 +145,18 @@ export class PartialFile {
     this.#writing++
     try {
       const hash = this.#leaves.subarray(index * HASH_BYTES, (index + 1) * HASH_BYTES)
-      if (bytes.length !== expected || !(await this.#store.hashes.hash(bytes)).equals(hash)) {
-        throw new PatchcordError('verification', `leaf ${index} of ${this.id} is wrong: ${bytes.length === expected ? 'its bytes do not match its hash' : `${bytes.length} bytes instead of ${expected}`}`)
+      const at = index * LEAF_BYTES
+      const wrong = (): PatchcordError => new PatchcordError('verification', `leaf ${index} of ${this.id} is wrong: ${bytes.length === expected ? 'its bytes do not match its hash' : `${bytes.length} bytes instead of ${expected}`}`)
+      if (bytes.length !== expected) throw wrong()
+      if (this.#have[index] === 0 && bytes.buffer instanceof SharedArrayBuffer && (from === undefined || this.givers.has(from))) {
+        // One turn of another thread.
+        if (!await this.#store.hashes.write(bytes, hash, this.#handle.fd, at)) throw wrong()
+      } else {
+        if (!(await this.#store.hashes.hash(bytes)).equals(hash)) throw wrong()
+        if (this.#have[index] === 1) return
+        if (from !== undefined) await this.#name(from)
+        await writeAt(this.#handle, bytes, at)
       }
-      if (this.#have[index] === 1) return
-      if (from !== undefined) await this.#name(from)
-      await writeAt(this.#handle, bytes, index * LEAF_BYTES)
       if (this.#have[index] === 1) return
       this.#mark(index)
       await this.#state.written(index)
@@ -162,15 +168,18 @@ export class PartialFile {
     }
   }
 
-  /** Moves the file into the store, durably; true where it is new there. Throws `verification` where leaves are
-   * missing (it can then go on), `disk-full` and the like (it is then over, and nothing is left). */
-  async complete (): Promise<boolean> {
+  /** Moves the file into the store, durably, or with `isAside` to its asides; true where it is new there. Throws `verification`
+   * where leaves are missing (it can then go on), `disk-full` and the like (it is then over, and nothing is left). */
+  async complete (isAside = false): Promise<boolean> {
     if (this.#over) throw new PatchcordError('stopped', `the download of ${this.id} is over`)
     const missing = this.#have.length - this.#haveCount
     if (missing > 0 || this.#writing > 0) throw new PatchcordError('verification', `${missing} of ${this.#have.length} leaves of ${this.id} are missing`, { hint: 'fetch them first' })
     await this.#end()
     try {
-      return await this.#store.place({ id: this.id, size: this.size, leaves: this.#leaves, temporary: this.#path, handle: this.#handle })
+      const staged = { id: this.id, size: this.size, leaves: this.#leaves, temporary: this.#path, handle: this.#handle }
+      if (!isAside) return await this.#store.place(staged)
+      await this.#store.asides.take(staged)
+      return true
     } finally {
       await unlinkIfThere(statePathOf(this.#path))
       this.#store.releasePartial(this.id)

@@ -3,7 +3,7 @@ import { open, type FileHandle } from 'node:fs/promises'
 import { decodeBase32 } from '../core/base32.js'
 import { fileError, systemCode } from '../core/errors.js'
 import type { ContentId, DatabaseName } from '../core/ids.js'
-import { BufferPool, CHUNK_BYTES } from './buffers.js'
+import { Buffers } from './buffers.js'
 import { HASH_BYTES, leafCount } from './content-id.js'
 import { checkRoot, pathOf } from './layout.js'
 import { parseRecords, RECORDS_MOST_BYTES } from './records.js'
@@ -34,8 +34,8 @@ export interface FileReaderOptions {
 
 export class FileReader {
   readonly root: string
-  /** For the transfers out of this store: at most 16 MiB are kept unused. */
-  readonly chunks = new BufferPool(CHUNK_BYTES, 32)
+  /** For the transfers out of this store. */
+  readonly buffers = new Buffers()
   readonly #onDamage: FileReaderOptions['onDamage']
 
   /** `root` is the absolute path of `files/`. It need not exist: everything is then absent. Throws `usage`. */

@@ -1,11 +1,12 @@
+import { read } from 'node:fs'
 import type { ServerResponse } from 'node:http'
 import { systemClock, type Clock } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
-import { CHUNK_BYTES, type BufferPool } from './buffers.js'
+import { CHUNK_BYTES, type Buffers } from './buffers.js'
 import { Outflow, type Ending } from './outflow.js'
 import { matchFails, noneMatchHits, parseRange, rangeStands } from './range.js'
-import type { FileReader } from './reader.js'
+import type { FileReader, OpenFile } from './reader.js'
 
 // Answers GET and HEAD of one file or of its leaf list. The decision whether the caller may read it was made
 // before; here only the store and RFC 9110 speak. Content-Length is a promise: where the bytes run
@@ -17,6 +18,8 @@ export interface FileRequest {
   readonly method: 'GET' | 'HEAD'
   /** Names in lower case. */
   readonly headers: ReadonlyMap<string, string>
+  /** The database on whose account it was asked for and allowed. */
+  readonly account?: string | undefined
 }
 
 export interface Served {
@@ -28,6 +31,10 @@ export interface Served {
 
 /** Header of a leaf list's answer: the size of the file, in decimal. */
 export const FILE_SIZE_HEADER = 'Patchcord-File-Size'
+
+/** Header of an answer on account of a database: its name. Who asked so sees that the question was understood; a server
+ * that knows no accounts would answer for any reason it has. */
+export const ACCOUNT_HEADER = 'Patchcord-Database'
 
 /** Bodies up to this size get a buffer of their own, so that a thousand small files hold no large ones. */
 const SMALL_BYTES = 65_536
@@ -42,7 +49,7 @@ export async function serveFile (reader: FileReader, request: FileRequest, respo
     const { status, headers, start, length } = plan(request, body)
     response.writeHead(status, headers)
     const outflow = new Outflow(response, limits.stallMs, clock)
-    const ending = await send(body, reader.chunks, start, request.method === 'HEAD' ? 0 : length, outflow)
+    const ending = await send(body, reader.buffers, start, request.method === 'HEAD' ? 0 : length, outflow)
     return { status, bytes: outflow.bytes, ending }
   } finally {
     await body.close()
@@ -57,6 +64,13 @@ interface Body {
   close (): Promise<void>
 }
 
+/** By callback: the handle's own `read` costs a promise, a reference count and several calls more for each piece. */
+function readAt ({ handle }: OpenFile, buffer: Buffer, length: number, position: number): Promise<number> {
+  return new Promise((resolve, reject) => {
+    read(handle.fd, buffer, 0, length, position, (error, bytes) => { if (error === null) resolve(bytes); else reject(error) })
+  })
+}
+
 async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<Body | undefined> {
   if (part === 'content') {
     const file = await reader.open(id)
@@ -64,7 +78,7 @@ async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<B
     return {
       size: file.size,
       extra: {},
-      read: async (buffer, length, position) => (await file.handle.read(buffer, 0, length, position)).bytesRead,
+      read: (buffer, length, position) => readAt(file, buffer, length, position),
       close: () => file.handle.close(),
     }
   }
@@ -76,20 +90,20 @@ async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<B
     extra: { [FILE_SIZE_HEADER]: String(list.fileSize) },
     async read (buffer, length, position) {
       if (bytes !== undefined) return bytes.copy(buffer, 0, position, position + length)
-      return (await file?.handle.read(buffer, 0, length, position))?.bytesRead ?? 0
+      return file === undefined ? 0 : await readAt(file, buffer, length, position)
     },
     close: () => list.close(),
   }
 }
 
 /** What to answer, in the order of RFC 9110 section 13.2.2. Range means nothing for HEAD (section 14.2). */
-function plan ({ id, method, headers: asked }: FileRequest, { size, extra }: Body): { status: Served['status'], headers: Record<string, string>, start: number, length: number } {
+function plan ({ id, method, headers: asked, account }: FileRequest, { size, extra }: Body): { status: Served['status'], headers: Record<string, string>, start: number, length: number } {
   const etag = `"${id}"`
   // A file is whatever its owner put there; a browser that shows it must neither guess a type nor run it.
   const always = { 'X-Content-Type-Options': 'nosniff', 'Content-Security-Policy': 'sandbox', 'Accept-Ranges': 'bytes' }
   // Immutable, because the name is the content; private, because only this caller was allowed it.
   const known = { ...always, 'ETag': etag, 'Cache-Control': 'private, immutable, max-age=31536000' }
-  const whole = { ...known, ...extra, 'Content-Type': 'application/octet-stream' }
+  const whole = { ...known, ...extra, ...account === undefined ? {} : { [ACCOUNT_HEADER]: account }, 'Content-Type': 'application/octet-stream' }
   if (matchFails(asked.get('if-match'), etag)) {
     return { status: 412, headers: { ...always, 'Content-Length': '0' }, start: 0, length: 0 }
   }
@@ -110,30 +124,57 @@ function plan ({ id, method, headers: asked }: FileRequest, { size, extra }: Bod
   }
 }
 
-/** Two buffers in turn: while one is being written the other is being read into. Backpressure is the wait
- * for a buffer's write to be done, so a slow client holds two buffers and no more. */
-async function send (body: Body, chunks: BufferPool, start: number, length: number, outflow: Outflow): Promise<Ending> {
-  const buffers: Buffer[] = []
+/** Two buffers in turn: while one is being written the other is being read into; where many transfers run, one.
+ * Backpressure is the wait for a buffer's write to be done, so a slow client holds two buffers and no more. */
+async function send (body: Body, buffers: Buffers, start: number, length: number, outflow: Outflow): Promise<Ending> {
+  if (length <= SMALL_BYTES) return await sendSmall(body, start, length, outflow)
+  const held: Array<Buffer | undefined> = []
+  buffers.begin()
   try {
+    outflow.sendHead()
     for (let sent = 0, turn = 0; sent < length; turn++) {
       const slot = turn % 2
       if (!await outflow.free(slot)) return outflow.ending
+      give(slot)
+      if (!buffers.readAhead) {
+        if (!await outflow.free(1 - slot)) return outflow.ending
+        give(1 - slot)
+      }
       const want = Math.min(length - sent, CHUNK_BYTES)
-      const buffer = buffers[slot] ??= length <= SMALL_BYTES ? Buffer.allocUnsafe(length) : chunks.take()
-      const got = await readFully(body, buffer, want, start + sent)
+      const position = start + sent
+      const got = await buffers.turn(() => readFully(body, held[slot] = buffers.take(), want, position))
       if (got < want) return outflow.cut()
       sent += want
-      outflow.write(slot, buffer.subarray(0, want))
+      outflow.write(slot, held[slot]!.subarray(0, want))
     }
     return await outflow.end()
   } catch {
     // A disk that fails under a transfer is the same to the client as a file that shrank.
     return outflow.cut()
   } finally {
-    for (const [slot, buffer] of buffers.entries()) {
-      // TLS may still hold a buffer whose write was not called back: such a one is never used again.
-      if (buffer.length === CHUNK_BYTES && outflow.isFree(slot)) chunks.give(buffer)
+    // TLS may still hold a buffer whose write was not called back: such a one is never used again.
+    for (const slot of [0, 1]) if (outflow.isFree(slot)) give(slot)
+    buffers.end()
+  }
+
+  function give (slot: number): void {
+    const buffer = held[slot]
+    held[slot] = undefined
+    if (buffer !== undefined) buffers.give(buffer)
+  }
+}
+
+/** One piece in a buffer of its own, with the head of the answer in the same record. */
+async function sendSmall (body: Body, start: number, length: number, outflow: Outflow): Promise<Ending> {
+  try {
+    const buffer = Buffer.allocUnsafe(length)
+    if (length > 0) {
+      if (await readFully(body, buffer, length, start) < length) return outflow.cut()
+      outflow.write(0, buffer)
     }
+    return await outflow.end()
+  } catch {
+    return outflow.cut()
   }
 }
 

@@ -4,7 +4,7 @@ import { copyFile, open, unlink, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
-import { leafBuffer } from './leaf-hashes.js'
+import type { LeafHashes } from './leaf-hashes.js'
 import { contentIdOf, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
 
 // From a path of the person's to a hashed copy in `partial/`, ready to be put into place. The ID is always
@@ -26,8 +26,8 @@ export interface Known {
   isThere (id: ContentId, size: number): Promise<boolean>
   /** Whether it may have a file of this size (of more than one leaf): a hint, wrong in either direction at no harm. */
   mayHaveSize (size: number): Promise<boolean>
-  /** The hash of one leaf, in memory of `leafBuffer` off the main thread. */
-  hash (leaf: Uint8Array): Promise<Buffer>
+  /** What hashes the leaves of a larger file and copies them. */
+  readonly hashes: LeafHashes
   /** Runs the import of a file of more than one leaf when its turn comes. */
   inTurn<Result> (task: () => Promise<Result>): Promise<Result>
 }
@@ -39,8 +39,10 @@ export interface ImportOptions {
   readonly signal?: AbortSignal
 }
 
-/** Leaves in flight at once for one file: while one is hashed, others are read and written. */
-const LANES = 4
+/** Leaves in flight at once for one file: two for each thread. */
+const LANES = 8
+/** How much is written before the disk is told to begin (bytes). */
+const WRITEBACK_BYTES = 64 * LEAF_BYTES
 
 /**
  * Copies and hashes the regular file at `path` into `folder`, or only names it where the store has it already.
@@ -58,7 +60,7 @@ export async function stage (path: string, folder: string, known: Known, options
   const { handle: source, status: before } = await openSource(path)
   try {
     const size = Number(before.size)
-    const job: Job = { path, folder, source, before, size, options, hash: leaf => known.hash(leaf) }
+    const job: Job = { path, folder, source, before, size, options, hashes: known.hashes }
     return size <= LEAF_BYTES ? await stageLeaf(job, known) : await known.inTurn(() => stageLeaves(job, known))
   } finally {
     await source.close()
@@ -72,7 +74,7 @@ interface Job {
   readonly before: BigIntStats
   readonly size: number
   readonly options: ImportOptions
-  readonly hash: Known['hash']
+  readonly hashes: LeafHashes
 }
 
 async function openSource (path: string): Promise<{ handle: FileHandle, status: BigIntStats }> {
@@ -132,7 +134,7 @@ async function stageLeaves (job: Job, known: Known): Promise<Staged | { id: Cont
 
 async function copyAndHash (job: Job): Promise<Staged> {
   return await intoTemporary(job, async handle => {
-    const leaves = await hashLeaves(job, job.source, async (bytes, position) => { await writeAt(handle, bytes, position) })
+    const leaves = await hashLeaves(job, job.source, handle)
     await checkUnchanged(job)
     return leaves
   })
@@ -182,28 +184,25 @@ async function whole (job: Job, temporary: string, handle: FileHandle, fill: () 
   }
 }
 
-/** The leaf list of the `size` bytes of `handle`; `write` is handed each leaf before its buffer is used again. */
-async function hashLeaves (job: Job, handle: FileHandle, write?: (bytes: Buffer, position: number) => Promise<void>): Promise<Buffer> {
-  const { size, options: { onProgress, signal } } = job
+/** The leaf list of the `size` bytes of `from`, which are written to `to` where that is given. */
+async function hashLeaves (job: Job, from: FileHandle, to?: FileHandle): Promise<Buffer> {
+  const { path, size, hashes, options: { onProgress, signal } } = job
   const count = leafCount(size)
   const leaves = Buffer.allocUnsafe(count * HASH_BYTES)
+  const writeback = to === undefined ? undefined : new Writeback(to)
   let next = 0
   let done = 0
   let failed = false
   const lane = async (): Promise<void> => {
-    const buffer = leafBuffer()
     while (next < count && !failed) {
       signal?.throwIfAborted()
       const index = next++
-      const bytes = buffer.subarray(0, leafLength(size, index))
-      if (await readAt(job, handle, bytes, index * LEAF_BYTES) < bytes.length) throw changed(job)
-      const writing = write?.(bytes, index * LEAF_BYTES)
-      // Both to their end, whichever fails: the buffer is used again, and the handles are closed.
-      const [hashed, written] = await Promise.allSettled([job.hash(bytes), writing])
-      if (written.status === 'rejected') throw written.reason
-      if (hashed.status === 'rejected') throw hashed.reason
-      hashed.value.copy(leaves, index * HASH_BYTES)
-      done += bytes.length
+      const length = leafLength(size, index)
+      const hash = await hashes.copy(path, from.fd, to?.fd, index * LEAF_BYTES, length)
+      if (hash === undefined) throw changed(job)
+      hash.copy(leaves, index * HASH_BYTES)
+      done += length
+      writeback?.wrote(length)
       onProgress?.(done, size)
     }
   }
@@ -212,8 +211,32 @@ async function hashLeaves (job: Job, handle: FileHandle, write?: (bytes: Buffer,
     throw error
   })))
   // Only once every lane has ended may the caller close the handles.
+  await writeback?.end()
   for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
   return leaves
+}
+
+/** Lets the disk begin while the copy goes on: what is synced at the end is then little. */
+class Writeback {
+  readonly #handle: FileHandle
+  #bytes = 0
+  #running: Promise<void> | undefined
+
+  constructor (handle: FileHandle) {
+    this.#handle = handle
+  }
+
+  wrote (bytes: number): void {
+    this.#bytes += bytes
+    if (this.#bytes < WRITEBACK_BYTES || this.#running !== undefined) return
+    this.#bytes = 0
+    // What it says is said again by the sync at the end, which counts.
+    this.#running = this.#handle.datasync().catch(() => undefined).finally(() => { this.#running = undefined })
+  }
+
+  async end (): Promise<void> {
+    await this.#running
+  }
 }
 
 /** Fills `buffer` from `position`; how many bytes there were. */

@@ -6,6 +6,7 @@ import { fileError, PatchcordError } from '../core/errors.js'
 import { isContentId, type ContentId, type DatabaseName } from '../core/ids.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
 import { namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
+import { Asides } from './asides.js'
 import { checkRoot, idOf, pathOf, shardOf } from './layout.js'
 import { PerKey } from './per-key.js'
 import { Placement } from './placement.js'
@@ -25,7 +26,7 @@ import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type 
  *     files/4o/ymiquy7q….leaves    its leaf hashes, 32 bytes each; a file of at most 1 MiB has none, because
  *                                  the list of one leaf is the ID itself
  *     files/4o/ymiquy7q….refs      the databases it is recorded for, one name a line
- *     partial/                     what is not whole yet, or not known to be: never served
+ *     partial/                     what is not whole yet, or not known to be, or not for the store (asides.ts): never served
  *
  * Promises: a file under `files/` is whole, hashes to its name, is on the disk, and has its leaf list beside it;
  * after a crash there is such a file or none. No file is recorded but by `record`: nothing that another
@@ -43,6 +44,8 @@ export class FileStore {
   readonly reader: FileReader
   /** What hashes the leaves of this store, off the main thread. */
   readonly hashes = new LeafHashes()
+  /** Files that were fetched for somebody, and not for the store. */
+  readonly asides: Asides
   readonly #partial: string
   readonly #placement: Placement
   readonly #perFile = new PerKey<ContentId>()
@@ -57,12 +60,13 @@ export class FileStore {
     this.root = root
     this.reader = new FileReader(root, options)
     this.#partial = partialOf(root)
+    this.asides = new Asides(this.#partial)
     const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
     this.#placement = new Placement(root, this.#partial, isThere)
     this.#known = {
       isThere,
       mayHaveSize: async size => (await this.#largeSizes()).has(size),
-      hash: leaf => this.hashes.hash(leaf),
+      hashes: this.hashes,
       inTurn: task => this.#large.run(this.#largeTurn++ % LARGE_AT_ONCE, task),
     }
   }
@@ -90,13 +94,18 @@ export class FileStore {
   }
 
   /** Takes in many files, `concurrency` at once (32 unless told), and yields what became of each, in order. An
-   * error is of that file alone. Leaving the loop waits for what is under way and starts no more. */
-  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, signal?: AbortSignal } = {}): AsyncIterable<Added> {
-    const { concurrency = 32, signal } = options
+   * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and starts no more. */
+  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
+    const { concurrency = 32, signal, onBytes } = options
     const under: Array<Promise<Added>> = []
     const addOne = async (path: string): Promise<Added> => {
       try {
-        return { path, ...await this.add(path, signal === undefined ? {} : { signal }) }
+        let told = 0
+        const onProgress = (done: number): void => {
+          onBytes?.(done - told)
+          told = done
+        }
+        return { path, ...await this.add(path, { onProgress, ...signal === undefined ? {} : { signal } }) }
       } catch (error) {
         signal?.throwIfAborted()
         return { path, error: fileError(error, path) }
@@ -130,6 +139,17 @@ export class FileStore {
     const leaves = leafHash(bytes)
     checkLeaves(id, bytes.length, leaves)
     if (await this.#isWhole(id, bytes.length)) return false
+    return await this.place(await this.#write(id, bytes, leaves))
+  }
+
+  /** The same, for somebody and not for the store. */
+  async putAside (id: ContentId, bytes: Uint8Array): Promise<void> {
+    const leaves = leafHash(bytes)
+    checkLeaves(id, bytes.length, leaves)
+    await this.asides.take(await this.#write(id, bytes, leaves))
+  }
+
+  async #write (id: ContentId, bytes: Uint8Array, leaves: Buffer): Promise<Staged> {
     const temporary = temporaryIn(this.#partial)
     const handle = await open(temporary, 'wx', 0o600).catch((error: unknown) => { throw fileError(error, temporary) })
     try {
@@ -139,7 +159,7 @@ export class FileStore {
       await removeTemporary(temporary)
       throw error
     }
-    return await this.place({ id, size: bytes.length, leaves, temporary, handle })
+    return { id, size: bytes.length, leaves, temporary, handle }
   }
 
   /** Ends the threads that hash; the store can still be used, and starts them again. */
@@ -338,7 +358,7 @@ const LARGE_AT_ONCE = 2
 /** `.refs` files that are read at once: each takes four turns of the thread pool. */
 const RECORDS_AT_ONCE = 32
 /** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with. */
-const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap)$/
+const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap|whole)$/
 
 /** What became of one path of `addAll`. */
 export type Added =

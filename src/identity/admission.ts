@@ -62,15 +62,35 @@ export function admitClient (trust: Trust, leaf: Leaf, now: number): Principal |
   if (trust.revoked.has(deviceId)) return refuse('revoked', `device ${deviceId} is revoked`)
   const form = refuseForm(leaf) ?? (leaf.clientAuth ? undefined : refuse('wrong-usage', 'the certificate is not for clients (extendedKeyUsage lacks clientAuth)'))
   if (form !== undefined) return form
-  const entry = entryOf(trust, leaf)
-  if ('refused' in entry) return entry
+  const standing = standingOf(trust, leaf)
+  if ('refused' in standing) return standing
+  const { entry, principal } = standing
   const ended = refuseEntryDates(entry, now)
   if (ended !== undefined) return ended
-  const principal = principalOf(deviceId, entry, leaf.notAfter)
   const dates = refuseDates(leaf, now)
   if (dates?.refused === 'expired' && now - leaf.notAfter <= RENEWABLE_MS) return Object.freeze({ ...dates, renewable: principal })
   return dates ?? principal
 }
+
+/** What of the answer depends on neither the time nor on who is revoked. Trust never changes, nor does a leaf: it
+ * is found once, and asked for again when there is another trust. */
+function standingOf (trust: Trust, leaf: Leaf): Standing | Refusal {
+  const known = standings.get(leaf)
+  if (known?.trust === trust) return known
+  const entry = entryOf(trust, leaf)
+  if ('refused' in entry) return entry
+  const standing = { trust, entry, principal: principalOf(leaf.deviceId, entry, leaf.notAfter) }
+  standings.set(leaf, standing)
+  return standing
+}
+
+interface Standing {
+  readonly trust: Trust
+  readonly entry: Decider
+  readonly principal: Principal
+}
+
+const standings = new WeakMap<Leaf, Standing>()
 
 /** Who a device would be with a good certificate of its CA, or why not: for `explain`, which has none at
  * hand. It admits nobody. */

@@ -38,7 +38,7 @@ const FAILURES: Readonly<Record<FailureReason, Words>> = {
   'slow': { code: 'unreachable', us: 'the other device, or its person, did not answer in time', them: 'this device, or its person, did not answer in time', hint: 'try again' },
   'failed': { code: 'unreadable', us: 'this device could not write down what it had to', them: 'the other device could not write down what it had to', hint: 'look for a full disk, then pair again: it mends what was left half done' },
   'hung-up': { code: 'unreachable', us: 'the connection ended in the middle', hint: 'try again; pairing again mends what was left half done' },
-  'unreachable': { code: 'unreachable', us: 'no pairing window answers there', hint: 'check that `patchcord pair` still waits on the other device, and the cable; --at gives its address' },
+  'unreachable': { code: 'unreachable', us: 'no pairing window answers there', hint: 'check that `patchcord pair` still waits on the other device, and the cable; --at takes the address that it shows, whose port is not the service\'s' },
   'spent': { code: 'refused', us: 'this code was tried three times already', hint: AGAIN },
   'cancelled': { code: 'refused', us: 'it was cancelled', hint: 'nothing was changed on either device' },
   'wrong-device': { code: 'verification', us: 'the device that answered is not the one in the link', hint: 'somebody else answers at that address; check the cable and ask for a new link' },

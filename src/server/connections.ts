@@ -21,7 +21,8 @@ export interface Connection {
   endsAt: number
   /** Set by a refusal that ends the connection: nothing that was pipelined behind it is looked at. */
   refused: boolean
-  readonly running: Set<Running>
+  /** What was allowed and has not ended: what is pipelined behind it waits. */
+  running: Running | undefined
   /** The end of the newest request: what is pipelined waits for it. */
   last: Promise<void>
   /** How many requests were taken in and have not ended. */
@@ -59,7 +60,7 @@ export class Connections implements Iterable<Connection> {
     const usage = this.#usageOf(entry)
     if (usage.connections >= this.#limits.connectionsPerEntry) return undefined
     usage.connections += 1
-    const connection: Connection = { id: this.#nextId++, socket, transport, leaf, entry, isRenewal: now > endsAt, endsAt, refused: false, running: new Set(), last: Promise.resolve(), waiting: 0 }
+    const connection: Connection = { id: this.#nextId++, socket, transport, leaf, entry, isRenewal: now > endsAt, endsAt, refused: false, running: undefined, last: Promise.resolve(), waiting: 0 }
     this.#all.add(connection)
     socket.once('close', () => {
       this.#all.delete(connection)

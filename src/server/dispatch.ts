@@ -64,8 +64,10 @@ export class Dispatch {
       void connections.cut([connection])
       return
     }
+    const serve = (): Promise<void> => this.#serve(connection, message, response, expectsContinue).finally(() => { connection.waiting -= 1 })
     connection.waiting += 1
-    connection.last = connection.last.then(() => this.#serve(connection, message, response, expectsContinue)).then(() => { connection.waiting -= 1 })
+    // The one before it ended, where nothing waits.
+    connection.last = connection.waiting === 1 ? serve() : connection.last.then(serve)
   }
 
   /** Who the certificate stands for now, or why for nobody. An expired one that may still fetch its renewal
@@ -82,10 +84,8 @@ export class Dispatch {
     // Whose certificate ended meanwhile comes in again for its renewal.
     if (this.#options.clock.now() > principal.endsAt && !connection.isRenewal) return false
     connection.endsAt = principal.endsAt
-    for (const { action, records } of connection.running) {
-      if (!this.#decide(principal, action, records).allowed) return false
-    }
-    return true
+    const { running } = connection
+    return running === undefined || this.#decide(principal, running.action, running.records).allowed
   }
 
   /** With the loans of this moment: one that was withdrawn or has ended counts for nothing that runs. */
@@ -164,14 +164,14 @@ export class Dispatch {
         throw new PatchcordError(code, decision.reason)
       }
       if (isFeed(action)) hold('feedsPerEntry')
-      if (request.body !== undefined && request.body.length !== 0) hold('bodies')
+      // A device that pulls many databases at once asks each with a small one.
+      if (request.body !== undefined && (request.body.length ?? Infinity) > limits.smallBodyBytes) hold('bodies')
       if (expectsContinue) response.writeContinue()
-      const running = { action, records, response }
-      connection.running.add(running)
+      connection.running = { action, records, response }
       try {
         return await handle(permit, request, message, response)
       } finally {
-        connection.running.delete(running)
+        connection.running = undefined
       }
     } finally {
       for (const release of held) release()

@@ -149,7 +149,7 @@ class Server implements PatchcordServer {
     const closed = this.#listener.close()
     const deadline = this.#clock.monotonic() + DRAIN_MS
     const all = [...this.#connections]
-    const busy = all.filter(({ running }) => [...running].some(({ action }) => !isFeed(action)))
+    const busy = all.filter(({ running }) => running !== undefined && !isFeed(running.action))
     await this.#connections.end(all.filter(connection => !busy.includes(connection)))
     await Promise.all(busy.map(connection => settle(connection, deadline - this.#clock.monotonic(), this.#clock)))
     await this.#connections.end([...this.#connections])
@@ -249,7 +249,7 @@ class Server implements PatchcordServer {
     const connection = this.#bySocket.get(socket)
     const code = systemCode(error)
     this.#logger.debug({ connection: connection?.id, error: code }, 'not HTTP')
-    if (connection !== undefined && connection.running.size === 0 && !connection.refused && socket.writable) {
+    if (connection !== undefined && connection.running === undefined && !connection.refused && socket.writable) {
       socket.write(`HTTP/1.1 ${code === 'HPE_HEADER_OVERFLOW' ? '431 Request Header Fields Too Large' : code === 'ERR_HTTP_REQUEST_TIMEOUT' ? '408 Request Timeout' : '400 Bad Request'}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`)
     }
     if (connection !== undefined) connection.refused = true
@@ -266,7 +266,9 @@ class Server implements PatchcordServer {
         if (this.#files === undefined) throw new PatchcordError('not-found', 'missing')
         if (action.part === 'records') return { status: 200, bytes: answerJson(message, response, { databases: await this.#files.records(action.id) }) }
         const method = request.method === 'HEAD' ? 'HEAD' : 'GET'
-        return await serveFile(this.#files, { id: action.id, part: action.part, method, headers: request.headers }, response, this.#limits, this.#clock)
+        const served = await serveFile(this.#files, { id: action.id, part: action.part, method, headers: request.headers, account: action.account }, response, this.#limits, this.#clock)
+        if (served.ending === 'cut') this.#logger.error({ id: action.id, part: action.part, bytes: served.bytes }, 'a file of the store ended before its size, or its disk failed; the transfer was cut. `patchcord verify` tells what is damaged')
+        return served
       }
       case 'couch': {
         if (action.row.path === 'welcome') return { status: 200, bytes: sendCouchJson(response, 200, COUCH_WELCOME) }

@@ -29,8 +29,11 @@ export interface DownloadOptions {
   readonly most?: number
   readonly signal?: AbortSignal
   readonly onEvent?: (event: DownloadEvent) => void
-  /** How long to go on while nobody can be asked (ms). */
+  /** How long to go on while nobody can be asked (ms). Infinity waits for who is not connected, too, though all who are
+   * say that they do not have it. */
   readonly waitMs?: number
+  /** Whether the file is for somebody, and not for the store (files/asides.ts): asked when it is whole. */
+  readonly isAside?: () => boolean
 }
 
 export interface DownloadCollaborators {
@@ -41,6 +44,8 @@ export interface DownloadCollaborators {
 
 export interface Downloaded {
   readonly size: number
+  /** Whether it lies aside, and not in the store. */
+  readonly isAside: boolean
   /** The devices that gave leaves now. */
   readonly sources: ReadonlySet<DeviceId>
   /** All that ever gave a leaf of it, in earlier processes too, each with its account: every byte came from one of
@@ -49,6 +54,8 @@ export interface Downloaded {
 }
 
 const WAIT_MS = 10_000
+/** The longest pause before sources are asked again whether they have it (ms). */
+const LONGEST_WAIT_MS = 2_000
 /** A source that has not answered after this long is no longer waited for alone (ms). */
 const HEDGE_MS = 2_000
 /** How often a file is begun anew because the size that was told turned out wrong. */
@@ -140,8 +147,9 @@ class Download {
         onEvent(isFull ? { event: 'paused', id, reason: 'disk-full', needed: size - partial.bytes } : { event: 'resumed', id })
       },
     })
-    await partial.complete()
-    return { size, sources, givers: partial.givers }
+    const isAside = this.#options.isAside?.() ?? false
+    await partial.complete(isAside)
+    return { size, isAside, sources, givers: partial.givers }
   }
 
   #convict (device: DeviceId, leaf: number | null, reason: string): void {
@@ -156,10 +164,11 @@ class Download {
   async #begin (): Promise<PartialFile | Downloaded> {
     const { clock } = this.#collaborators
     const deadline = clock.monotonic() + (this.#options.waitMs ?? WAIT_MS)
-    for (let wait = 100; ; wait = Math.min(2 * wait, 2_000)) {
+    for (let wait = 100; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
       const { found, problem, isHopeless } = await this.#ask(this.#sources())
       if (found !== undefined) return await this.#take(found)
-      if (isHopeless || clock.monotonic() + wait > deadline) throw problem ?? new PatchcordError('unreachable', `no device that may have ${this.#id} is connected`, { hint: '`patchcord status` says why' })
+      const isPatient = this.#options.waitMs === Infinity && problem instanceof PatchcordError && problem.code === 'not-found'
+      if ((isHopeless && !isPatient) || clock.monotonic() + wait > deadline) throw problem ?? new PatchcordError('unreachable', `no device that may have ${this.#id} is connected`, { hint: '`patchcord status` says why' })
       await pause(wait, clock, this.#signal)
     }
   }
@@ -240,9 +249,11 @@ class Download {
       if (found.first !== undefined) await partial.writeLeaf(0, found.first, asGiver(source)).catch(() => undefined)
       return partial
     }
-    await this.#store.put(id, found.bytes)
+    const isAside = this.#options.isAside?.() ?? false
+    if (isAside) await this.#store.putAside(id, found.bytes)
+    else await this.#store.put(id, found.bytes)
     this.#options.onEvent?.({ event: 'progress', id, done: size, total: size, rate: size, sources: 1 })
-    return { size, sources: new Set([source.device]), givers: new Set([asGiver(source)]) }
+    return { size, isAside, sources: new Set([source.device]), givers: new Set([asGiver(source)]) }
   }
 }
 

@@ -10,6 +10,7 @@ import { DownloadQueue } from './download-queue.js'
 interface Wish {
   readonly sources: () => readonly Source[]
   readonly onEvent: (event: DownloadEvent) => void
+  readonly isAside: boolean
 }
 
 interface Running {
@@ -42,12 +43,21 @@ export class Downloads {
   }
 
   /** Fetches a file, or joins whoever is fetching it. Rejects like `download`; with the signal's reason, at once, where
-   * that aborts, and the download ends when nobody wants it any more. */
+   * that aborts, and the download ends when nobody wants it any more. Where any of those who want it wants it in the
+   * store, it is there; who wants it aside looks in both. */
   async fetch (id: ContentId, options: DownloadOptions): Promise<Downloaded> {
-    const { signal, sources, onEvent = () => undefined } = options
+    for (;;) {
+      const done = await this.#join(id, options)
+      // It was whole already, and put aside, when this wish came.
+      if (!done.isAside || options.isAside?.() === true) return done
+    }
+  }
+
+  async #join (id: ContentId, options: DownloadOptions): Promise<Downloaded> {
+    const { signal, sources, onEvent = () => undefined, isAside } = options
     signal?.throwIfAborted()
     if (this.#isStopping) throw new PatchcordError('stopped', 'the service is stopping')
-    const wish: Wish = { sources, onEvent }
+    const wish: Wish = { sources, onEvent, isAside: isAside?.() ?? false }
     const running = this.#running.get(id) ?? this.#start(id, options)
     running.wishes.add(wish)
     const leave = (): void => {
@@ -78,7 +88,8 @@ export class Downloads {
   }
 
   /** Goes on with what an earlier process was asked for and did not end. Runs in the background until it is done, or
-   * until those who could have it say that they do not; it waits for devices for as long as it takes. `onDone` is told of
+   * until all who had it lied; it waits for as long as it takes, for devices that are not connected as well: that the others do not
+   * have it says nothing of them. `onDone` is told of
    * each that came. */
   goOn (sources: (id: ContentId) => () => readonly Source[], onDone: (id: ContentId, done: Downloaded) => Promise<void>): void {
     for (const { id, size } of this.#queue.all) {
@@ -116,7 +127,7 @@ export class Downloads {
     }
     // Its first steps see the wish of whoever started it, which is added before they run.
     const done = Promise.resolve()
-      .then(() => download(this.#store, id, { ...options, sources, onEvent, signal: abort.signal }, this.#collaborators))
+      .then(() => download(this.#store, id, { ...options, sources, onEvent, signal: abort.signal, isAside: () => [...wishes].every(wish => wish.isAside) }, this.#collaborators))
       .finally(() => { this.#running.delete(id) })
     done.catch(() => { /* those who wait for it are told */ })
     const running = { wishes, abort, done }

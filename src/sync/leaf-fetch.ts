@@ -1,11 +1,12 @@
 import type { Clock } from '../core/clock.js'
-import { messageOf, PatchcordError } from '../core/errors.js'
+import { PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import { LEAF_BYTES, leafCount, leafLength } from '../files/content-id.js'
 import { leafBuffer } from '../files/leaf-hashes.js'
 import type { Giver } from '../files/giver.js'
 import type { PartialFile } from '../files/partial.js'
 import { asGiver, askRange, type Source } from './ask-file.js'
+import type { ByteConnection } from './byte-connection.js'
 import { LeafPlan, type Span } from './leaf-plan.js'
 import { Rate } from './rate.js'
 
@@ -49,6 +50,8 @@ interface Feeder {
   readonly abort: AbortController
   readonly rate: Rate
   readonly lanes: Set<Promise<void>>
+  /** Bytes that came since it was last looked at. */
+  moved: number
   movedAt: number
   strikes: number
   retryAt: number
@@ -102,6 +105,7 @@ class LeafFetch {
         signal.throwIfAborted()
         if (this.#fatal !== undefined) throw this.#fatal
         if (this.#isFull) await this.#untilRoom()
+        this.#look()
         this.#feed()
         this.#overtake()
         this.#failIfAlone()
@@ -124,7 +128,7 @@ class LeafFetch {
     const now = this.#options.clock.monotonic()
     const listed = new Map(this.#options.sources().map(source => [asGiver(source), source]))
     for (const [giver, feeder] of this.#feeders) {
-      if (listed.get(giver)?.agent === feeder.source.agent) continue
+      if (listed.get(giver)?.bytes === feeder.source.bytes) continue
       feeder.abort.abort()
       if (feeder.gone === undefined) this.#away.add(giver)
       if (feeder.lanes.size === 0) this.#feeders.delete(giver)
@@ -135,7 +139,7 @@ class LeafFetch {
       if (this.#feeders.has(giver) || asked.has(source.device)) continue
       asked.add(source.device)
       this.#away.delete(giver)
-      this.#feeders.set(giver, { source, abort: new AbortController(), rate: new Rate(this.#options.clock), lanes: new Set(), movedAt: now, strikes: 0, retryAt: 0, gone: undefined })
+      this.#feeders.set(giver, { source, abort: new AbortController(), rate: new Rate(this.#options.clock), lanes: new Set(), moved: 0, movedAt: now, strikes: 0, retryAt: 0, gone: undefined })
     }
     for (const feeder of this.#feeders.values()) {
       while (this.#mayWork(feeder) && feeder.lanes.size < LANES) {
@@ -145,6 +149,17 @@ class LeafFetch {
         })
         feeder.lanes.add(lane)
       }
+    }
+  }
+
+  /** What moved since the last time. Not at every piece: a clock costs as much as a piece. */
+  #look (): void {
+    const now = this.#options.clock.monotonic()
+    for (const feeder of this.#feeders.values()) {
+      if (feeder.moved === 0) continue
+      feeder.rate.add(feeder.moved)
+      feeder.moved = 0
+      feeder.movedAt = now
     }
   }
 
@@ -206,69 +221,73 @@ class LeafFetch {
     const start = first * LEAF_BYTES
     const end = Math.min(size, span.end * LEAF_BYTES)
     const signal = AbortSignal.any([abort.signal, feeder.abort.signal, this.#stop.signal])
-    const answer = await askRange(source, id, size, start, end, signal)
     const writes = new Set<Promise<void>>()
     while (ring.length < LANE_BUFFERS) ring.push(leafBuffer())
     let buffer = ring.pop()
-    try {
-      await new Promise<void>((resolve, reject) => {
-        let filled = 0
-        let received = 0
-        let stash: Buffer | undefined
-        const take = (chunk: Buffer): void => {
-          for (let at = 0; at < chunk.length;) {
-            if (span.next >= span.end) {
-              // Others took the rest. What is on its way is not worth reading.
-              answer.destroy()
-              resolve()
-              return
-            }
-            if (buffer === undefined) {
-              stash = chunk.subarray(at)
-              answer.pause()
-              return
-            }
-            const length = leafLength(size, span.next)
-            const copied = chunk.copy(buffer, filled, at, at + length - filled)
-            at += copied
-            filled += copied
-            if (filled < length) continue
-            const index = span.next
-            const full = buffer
-            span.next += 1
-            filled = 0
-            buffer = ring.pop()
-            const write = this.#write(feeder, index, full.subarray(0, length)).catch(reject).finally(() => {
-              writes.delete(write)
-              if (buffer === undefined) buffer = full
-              else ring.push(full)
-              const rest = stash
-              stash = undefined
-              if (rest === undefined) return
-              take(rest)
-              if (stash === undefined) answer.resume()
-            })
-            writes.add(write)
-          }
+    let filled = 0
+    let connection: ByteConnection | undefined
+    /** What came while no buffer was free: TLS may have deciphered a little more than was asked for. */
+    let stash: Buffer[] = []
+    let isEnough = false
+    let problem: unknown
+    const take = (piece: Buffer): boolean => {
+      for (let at = 0; at < piece.length;) {
+        if (span.next >= span.end) {
+          // Others took the rest. What is on its way is not worth reading.
+          isEnough = true
+          connection?.destroy()
+          return false
         }
-        answer.on('data', (chunk: Buffer) => {
-          received += chunk.length
-          feeder.movedAt = this.#options.clock.monotonic()
-          feeder.rate.add(chunk.length)
-          take(chunk)
+        if (buffer === undefined) {
+          stash.push(Buffer.from(piece.subarray(at)))
+          return false
+        }
+        const length = leafLength(size, span.next)
+        const copied = piece.copy(buffer, filled, at, at + length - filled)
+        at += copied
+        filled += copied
+        if (filled < length) continue
+        const index = span.next
+        const full = buffer
+        span.next += 1
+        filled = 0
+        buffer = ring.pop()
+        const write = this.#write(feeder, index, full.subarray(0, length)).catch((error: unknown) => {
+          problem ??= error
+          connection?.destroy()
+        }).finally(() => {
+          writes.delete(write)
+          if (buffer === undefined) buffer = full
+          else ring.push(full)
+          if (problem !== undefined) return
+          const pieces = stash
+          stash = []
+          for (const piece of pieces) if (stash.length > 0) stash.push(piece)
+          else take(piece)
+          if (stash.length === 0) connection?.resume()
         })
-        answer.on('end', () => {
-          if (received === end - start) resolve()
-          else reject(new PatchcordError('unreachable', `device ${source.device} ended after ${received} of ${end - start} bytes`))
-        })
-        answer.on('error', error => { reject(error instanceof PatchcordError ? error : new PatchcordError('unreachable', `device ${source.device} went away: ${messageOf(error)}`, { cause: error })) })
-        answer.on('close', () => { reject(new PatchcordError('unreachable', `device ${source.device} went away`)) })
+        writes.add(write)
+      }
+      return buffer !== undefined || span.next >= span.end
+    }
+    try {
+      await askRange(source, id, size, start, end, {
+        signal,
+        onConnection: made => { connection = made },
+        onBytes: piece => {
+          feeder.moved += piece.length
+          return stash.length > 0 ? (stash.push(Buffer.from(piece)), false) : take(piece)
+        },
       })
+      // All has come; what is still in the stash is taken as buffers become free.
+      while (stash.length > 0 && problem === undefined) await Promise.all(writes)
+    } catch (error) {
+      if (!isEnough) throw problem ?? error
     } finally {
-      answer.destroy()
       await Promise.all(writes)
       if (buffer !== undefined) ring.push(buffer)
     }
+    if (problem !== undefined) throw problem
   }
 
   async #write (feeder: Feeder, index: number, bytes: Buffer): Promise<void> {
@@ -337,7 +356,9 @@ class LeafFetch {
     // Those that answered that they do not have it, or lied, will not have it in a moment; one that was giving it may.
     const saidNo = (error: unknown): boolean => error instanceof PatchcordError && ['not-found', 'verification', 'conflict'].includes(error.code)
     const isHopeless = this.#away.size === 0 && this.#feeders.size > 0 && [...this.#feeders.values()].every(({ gone }) => saidNo(gone))
-    if (!isHopeless && clock.monotonic() - this.#aloneSince < waitMs) return
+    // Who waits for as long as it takes waits for those, too, that were never connected.
+    const isPatient = waitMs === Infinity && [...this.#feeders.values()].every(({ gone }) => gone instanceof PatchcordError && gone.code === 'not-found')
+    if ((!isHopeless || isPatient) && clock.monotonic() - this.#aloneSince < waitMs) return
     // What others do not have says nothing of the one that had it.
     if (this.#problem === undefined || (this.#away.size > 0 && saidNo(this.#problem))) throw new PatchcordError('unreachable', `no device that may have ${this.#partial.id} is connected`, { hint: '`patchcord status` says why' })
     throw this.#problem

@@ -8,6 +8,7 @@ import type { DeviceId } from '../core/ids.js'
 import { admitServer, isRefusal, type Refusal } from '../identity/admission.js'
 import { readLeaf, type Leaf } from '../identity/leaf.js'
 import { SERVER_NAME } from '../policy/canonical.js'
+import { BytePool, type OnRead } from './byte-connection.js'
 
 /** What this device proves itself with, and what it knows of the other. Read anew for each connection. */
 export interface PeerCredentials {
@@ -109,32 +110,64 @@ export class PeerAgent extends Agent {
   }
 
   async #connect (): Promise<TLSSocket> {
-    const { device, credentials, address, clock } = this.#options
-    const to = address()
-    if (to === undefined) throw new PatchcordError('unreachable', `no address is known for device ${device}`, { hint: `give one: patchcord connect ${device} --at <host>:<port>` })
     const cuts = this.#cuts
-    const { key, certificate, ca, revoked } = await credentials()
-    if (cuts !== this.#cuts) throw new PatchcordError('unreachable', `the connection to ${formatAddress(to)} was cut`)
-    const socket = await handshake(to, key, certificate, begun => {
-      this.#open.add(begun)
-      begun.once('close', () => { this.#open.delete(begun) })
+    return await dialPeer(this.#options, {
+      isCut: () => cuts !== this.#cuts,
+      onBegun: begun => {
+        this.#open.add(begun)
+        begun.once('close', () => { this.#open.delete(begun) })
+      },
     })
-    const shown = socket.getPeerX509Certificate()
-    const leaf = shown === undefined ? undefined : readLeaf(shown.raw)
-    const admitted = leaf === undefined
-      ? { refused: 'unknown', reason: 'the server showed no certificate' } as const
-      : admitServer({ device, ca, revoked }, leaf, clock.now())
-    if (isRefusal(admitted) && !(leaf !== undefined && this.#options.tolerates?.(admitted, leaf) === true)) {
-      socket.destroy()
-      throw new PatchcordError('verification', `who answers at ${formatAddress(to)} is not device ${device}: ${admitted.reason}`, { hint: 'check the address; if the device has a new identity, trust it again', ...leaf === undefined ? {} : { cause: { ...admitted, leaf } satisfies RefusedServer } })
-    }
-    return socket
   }
 }
 
-function handshake (to: Address, key: string, cert: string, onBegun: (socket: TLSSocket) => void): Promise<TLSSocket> {
+/** How one connection is made. */
+export interface Dialling {
+  /** Whether it is of no use any more. */
+  readonly isCut: () => boolean
+  /** Told of the socket before the handshake. */
+  readonly onBegun: (socket: TLSSocket) => void
+  readonly onread?: OnRead
+}
+
+/** Makes a connection to a peer. Resolves when the other end proved to be it, before which nothing is sent. Throws `unreachable`,
+ * `verification`. */
+export async function dialPeer ({ device, credentials, address, clock, tolerates }: PeerAgentOptions, { isCut, onBegun, onread }: Dialling): Promise<TLSSocket> {
+  const to = address()
+  if (to === undefined) throw new PatchcordError('unreachable', `no address is known for device ${device}`, { hint: `give one: patchcord connect ${device} --at <host>:<port>` })
+  const { key, certificate, ca, revoked } = await credentials()
+  if (isCut()) throw new PatchcordError('unreachable', `the connection to ${formatAddress(to)} was cut`)
+  const socket = await handshake(to, key, certificate, onBegun, onread)
+  const shown = socket.getPeerX509Certificate()
+  const leaf = shown === undefined ? undefined : readLeaf(shown.raw)
+  const admitted = leaf === undefined
+    ? { refused: 'unknown', reason: 'the server showed no certificate' } as const
+    : admitServer({ device, ca, revoked }, leaf, clock.now())
+  if (isRefusal(admitted) && !(leaf !== undefined && tolerates?.(admitted, leaf) === true)) {
+    socket.destroy()
+    throw new PatchcordError('verification', `who answers at ${formatAddress(to)} is not device ${device}: ${admitted.reason}`, { hint: 'check the address; if the device has a new identity, trust it again', ...leaf === undefined ? {} : { cause: { ...admitted, leaf } satisfies RefusedServer } })
+  }
+  return socket
+}
+
+/** Connections for the bytes of files, apart from all else that is asked of a peer. */
+export function bytePool (options: PeerAgentOptions, most: number): BytePool {
+  return new BytePool((onread, signal) => dialPeer(options, {
+    onread,
+    isCut: () => signal.aborted,
+    onBegun: socket => {
+      const cut = (): void => { socket.destroy() }
+      signal.addEventListener('abort', cut)
+      socket.once('close', () => { signal.removeEventListener('abort', cut) })
+      // Whoever asked may be gone; the connection is then for the next.
+      socket.once('secureConnect', () => { signal.removeEventListener('abort', cut) })
+    },
+  }), { host: peerHost(options.device), who: `device ${options.device}`, most })
+}
+
+function handshake (to: Address, key: string, cert: string, onBegun: (socket: TLSSocket) => void, onread?: OnRead): Promise<TLSSocket> {
   return new Promise((resolve, reject) => {
-    const socket = connect({ host: hostOf(to), port: to.port, key, cert, ca: [], rejectUnauthorized: false, minVersion: 'TLSv1.3', ALPNProtocols: ['http/1.1'], servername: '' })
+    const socket = connect({ host: hostOf(to), port: to.port, key, cert, ca: [], rejectUnauthorized: false, minVersion: 'TLSv1.3', ALPNProtocols: ['http/1.1'], servername: '', ...onread === undefined ? {} : { onread } })
     onBegun(socket)
     const fail = (error: unknown): void => {
       socket.destroy()

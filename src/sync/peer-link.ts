@@ -3,7 +3,8 @@ import type { Clock, Timer } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
-import { askPeer, PeerAgent, readBody, refusedServer, type PeerCredentials } from './peer-agent.js'
+import { askPeer, bytePool, PeerAgent, readBody, refusedServer, type PeerCredentials } from './peer-agent.js'
+import type { BytePool } from './byte-connection.js'
 import { race } from './race.js'
 import { fetchRestrictedMail, restrictedOrigin, type MailOrigin } from './restricted-mail.js'
 
@@ -37,9 +38,9 @@ export interface PeerLinkOptions {
 /** Back-off between attempts: from a second to a minute, each shortened by up to half at random. */
 const FIRST_WAIT_MS = 1_000
 const LONGEST_WAIT_MS = 60_000
-/** Small files are asked for over all of these at once, one after the other on each. The other side takes 32 for each
- * of its whitelist entries. */
-const TRANSFERS = { maxSockets: 8, maxFreeSockets: 8, scheduling: 'lifo' } as const
+/** Connections for files. Small ones are asked for over all of these at once, one after the other on each. The other side
+ * takes 32 for each of its whitelist entries. */
+const TRANSFERS = 8
 const MAIL_PAUSE_MS = 100
 /** How long an address may take to prove that it is the device, and to answer. */
 const ATTEMPT_MS = 10_000
@@ -56,7 +57,7 @@ export class PeerLink {
   readonly device: DeviceId
   #agent: PeerAgent
   /** For files: connections of their own, so that feeds and downloads cannot starve each other. */
-  readonly transfers: PeerAgent
+  readonly transfers: BytePool
   readonly #options: PeerLinkOptions
   readonly #abort = new AbortController()
   /** How often each address failed since it last answered. */
@@ -76,7 +77,7 @@ export class PeerLink {
     this.#options = options
     const peer = { device: options.device, credentials: options.credentials, address: () => this.#address, clock: options.clock }
     this.#agent = new PeerAgent(peer)
-    this.transfers = new PeerAgent(peer, TRANSFERS)
+    this.transfers = bytePool(peer, TRANSFERS)
     this.#done = this.#run()
   }
 

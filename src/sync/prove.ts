@@ -13,25 +13,19 @@ export async function prove (hashes: LeafHashes, source: Source, id: ContentId, 
     if (contentIdOf(leafHash(Buffer.alloc(0))) !== id) throw new PatchcordError('verification', `${id} is not the empty file`)
     return
   }
-  const answer = await askRange(source, id, size, 0, size, signal)
+  // Leaf by leaf, in one piece of memory: the next is asked for when the last one was right.
   const leaf = leafBuffer()
-  let index = 0
-  let filled = 0
-  for await (const chunk of answer as AsyncIterable<Buffer>) {
-    for (let at = 0; at < chunk.length;) {
-      if (index >= leafCount(size)) throw new PatchcordError('verification', `device ${source.device} sends more bytes of ${id} than it has`)
-      const length = leafLength(size, index)
-      const copied = chunk.copy(leaf, filled, at, at + length - filled)
-      at += copied
-      filled += copied
-      if (filled < length) continue
-      if (!(await hashes.hash(leaf.subarray(0, length))).equals(leaves.subarray(index * HASH_BYTES, (index + 1) * HASH_BYTES))) {
-        answer.destroy()
-        throw new PatchcordError('verification', `leaf ${index} of ${id} is wrong: its bytes do not match its hash`)
-      }
-      index += 1
-      filled = 0
-    }
+  for (let index = 0; index < leafCount(size); index++) {
+    const bytes = leaf.subarray(0, leafLength(size, index))
+    let filled = 0
+    await askRange(source, id, size, index * LEAF_BYTES, index * LEAF_BYTES + bytes.length, {
+      signal,
+      onConnection: () => undefined,
+      onBytes: piece => {
+        filled += piece.copy(bytes, filled)
+        return true
+      },
+    })
+    if (!(await hashes.hash(bytes)).equals(leaves.subarray(index * HASH_BYTES, (index + 1) * HASH_BYTES))) throw new PatchcordError('verification', `leaf ${index} of ${id} is wrong: its bytes do not match its hash`)
   }
-  if (index < leafCount(size)) throw new PatchcordError('unreachable', `device ${source.device} went away after ${index * LEAF_BYTES} of ${size} bytes`)
 }

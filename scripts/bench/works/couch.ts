@@ -20,7 +20,7 @@ interface Plan { readonly name: string, readonly title: string, readonly documen
 
 function replication ({ name, title, documents, attachment, rounds }: Plan): Prepared {
   return {
-    work: { name, title, unit: 'documents/s', better: 'more', rounds, ours: 'patchcord', goal: { of: 'direct', ratio: 0.95 } },
+    work: { name, title, unit: 'documents/s', better: 'more', group: 'couch', rounds, ours: 'patchcord', goal: { of: 'direct', ratio: 0.95 } },
     prepare: async materials => {
       const { folder, cores, pki } = materials
       const embedded = await startEmbeddedChild({ dir: join(folder, 'couch'), listen: { host: '::1', port: 0 }, accounts: [{ ...LOGIN, scope: { kind: 'owner' } }] })

@@ -10,7 +10,7 @@ const CALLS = 50_000
 
 /** One decision, in this process, for a peer that was granted so many databases. */
 export const decision: Prepared = {
-  work: { name: 'decision', title: 'one decision about a request, for a peer that was granted 10,000 databases', unit: 'ns', better: 'less', rounds: 15, ours: 'patchcord', goal: { limit: 2_000 } },
+  work: { name: 'decision', title: 'one decision about a request, for a peer that was granted 10,000 databases', unit: 'ns', better: 'less', group: 'port', rounds: 15, ours: 'patchcord', goal: { limit: 2_000 } },
   prepare: async () => {
     const canonical = canonicalise({ method: 'GET', target: '/couch/db/0123456789abcdef', httpVersion: '1.1', rawHeaders: ['Host', '[::1]:4984'] }, DEVICE)
     if ('refusal' in canonical) throw new Error('the request is refused')

@@ -8,7 +8,7 @@ const SIZE = 512 * MIB
 
 /** Import is hash, copy and sync; OpenSSL's is the hash alone, and then all three by the tools of the system. */
 export const importing: Prepared = {
-  work: { name: 'import', title: 'one file of 512 MiB into the store: hashed, copied, synced', unit: 'MiB/s', better: 'more', rounds: 5, ours: 'patchcord' },
+  work: { name: 'import', title: 'one file of 512 MiB into the store: hashed, copied, synced', unit: 'MiB/s', better: 'more', group: 'files', rounds: 5, ours: 'patchcord', goal: { of: 'openssl dgst alone', ratio: 0.8 } },
   prepare: async ({ folder, cores }) => {
     const source = join(folder, 'random')
     await writeRandom(source, SIZE)

@@ -1,0 +1,286 @@
+import type { Socket } from 'node:net'
+import { messageOf, PatchcordError } from '../core/errors.js'
+
+/** Of net.Socket: bytes come into one buffer that is used again, and not as a new one each. */
+export interface OnRead { readonly buffer: Uint8Array, readonly callback: (count: number, buffer: Uint8Array) => boolean }
+
+/** Head of an answer. Names of headers in lower case; of several of one name, the last. */
+export interface AnswerHead {
+  readonly status: number
+  readonly headers: ReadonlyMap<string, string>
+  /** Bytes of the body. */
+  readonly length: number
+}
+
+export interface Exchange {
+  readonly path: string
+  readonly headers?: Readonly<Record<string, string>>
+  readonly signal: AbortSignal
+  /** Told of the head before the body; what it throws is what became of the request. */
+  readonly onHead: (head: AnswerHead) => void
+  /** Told of the body, piece by piece. The memory is used again when it returns: what is kept is copied. False stops the
+   * reading until `resume`; what was deciphered already comes all the same. */
+  readonly onBytes: (piece: Buffer) => boolean
+}
+
+const READ_BYTES = 65_536
+const MOST_HEAD_BYTES = 16_384
+/** The body of a refusal up to this is read, so that the connection can go on. */
+const MOST_REFUSAL_BYTES = 65_536
+
+/**
+ * One connection to a peer, on which one GET follows the other (RFC 9112): the way that the bytes of files come in. No stream,
+ * no buffer for each record of TLS, nothing to collect: for 1 GiB, half of what `http.request` costs (docs/performance.md). It
+ * takes what a patchcord server sends and nothing else: HTTP/1.1 with Content-Length.
+ */
+export class ByteConnection {
+  readonly #host: string
+  readonly #who: string
+  #socket!: Socket
+  #head = ''
+  #left = 0
+  #isBody = false
+  #isKept = true
+  #failure: Error | undefined
+  #refusal: unknown
+  #current: { readonly exchange: Exchange, readonly resolve: () => void, readonly reject: (error: unknown) => void } | undefined
+  /** Whether anything of the answer to the newest request has come. */
+  #isAnswered = false
+  #count = 0
+
+  private constructor (host: string, who: string) {
+    this.#host = host
+    this.#who = who
+  }
+
+  /** `dial` makes the connection, with what it is told of how to read; `host` goes into the Host header; `who` into errors. */
+  static async open (dial: (onread: OnRead) => Promise<Socket>, host: string, who: string): Promise<ByteConnection> {
+    const connection = new ByteConnection(host, who)
+    const socket = await dial({ buffer: Buffer.allocUnsafeSlow(READ_BYTES), callback: (count, buffer) => connection.#read((buffer as Buffer).subarray(0, count)) })
+    connection.#socket = socket
+    socket.on('error', error => { connection.#failure ??= error })
+    socket.on('close', () => { connection.#over() })
+    socket.on('timeout', () => { connection.#destroy(new PatchcordError('unreachable', `${who} said nothing for ${socket.timeout! / 1000} s`)) })
+    if (socket.destroyed) connection.#destroy(new Error('it was closed'))
+    return connection
+  }
+
+  /** Whether another request may follow. */
+  get isUsable (): boolean { return this.#isKept && !this.#socket.destroyed && this.#current === undefined }
+  /** Whether it failed as one that the other side had closed meanwhile does: nothing of the newest request was answered. */
+  get wasStale (): boolean { return this.#count > 1 && !this.#isAnswered }
+
+  /** Asks for `path` and resolves when the whole body has come. Fails after `silentMs` on which no byte came. Throws what `onHead` throws,
+   * `unreachable`, or the signal's reason; the connection is then of no use, unless it was a short refusal. */
+  async get (exchange: Exchange, silentMs: number): Promise<void> {
+    const { signal, path, headers = {} } = exchange
+    signal.throwIfAborted()
+    const aborted = (): void => { this.#destroy(signal.reason as Error) }
+    signal.addEventListener('abort', aborted)
+    this.#socket.ref()
+    this.#socket.resume()
+    this.#socket.setTimeout(silentMs)
+    try {
+      await new Promise<void>((resolve, reject) => {
+        this.#current = { exchange, resolve, reject }
+        this.#isAnswered = false
+        this.#count += 1
+        if (this.#socket.destroyed) return this.#over()
+        this.#socket.write(`GET ${path} HTTP/1.1\r\nHost: ${this.#host}\r\n${Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`).join('')}\r\n`)
+      })
+    } finally {
+      signal.removeEventListener('abort', aborted)
+    }
+  }
+
+  /** Reads on. */
+  resume (): void {
+    this.#socket.resume()
+  }
+
+  /** Keeps it for a while without a request; it keeps no process alive. */
+  rest (ms: number): void {
+    this.#socket.setTimeout(ms)
+    this.#socket.unref()
+  }
+
+  destroy (): void {
+    this.#destroy(new Error('it was cut'))
+  }
+
+  #destroy (error: Error): void {
+    this.#failure ??= error
+    this.#socket.destroy()
+    this.#over()
+  }
+
+  #over (): void {
+    const error = this.#failure
+    const reason = error instanceof PatchcordError || this.#current?.exchange.signal.aborted === true ? error : new PatchcordError('unreachable', `${this.#who} went away${error === undefined ? '' : `: ${messageOf(error)}`}`, { cause: error })
+    this.#settle(this.#refusal ?? reason)
+  }
+
+  #settle (error?: unknown): void {
+    const current = this.#current
+    this.#current = undefined
+    this.#isBody = false
+    this.#refusal = undefined
+    if (error === undefined) current?.resolve()
+    else current?.reject(error)
+  }
+
+  #read (piece: Buffer): boolean {
+    if (this.#current === undefined || this.#socket.destroyed) {
+      // Nothing was asked.
+      if (this.#current === undefined) this.#destroy(new Error('it spoke unasked'))
+      return false
+    }
+    this.#isAnswered = true
+    if (this.#isBody) return this.#body(piece)
+    const before = this.#head.length
+    this.#head += piece.toString('latin1')
+    const end = this.#head.indexOf('\r\n\r\n', Math.max(0, before - 3))
+    if (end < 0 ? this.#head.length > MOST_HEAD_BYTES : end > MOST_HEAD_BYTES) {
+      this.#destroy(new PatchcordError('verification', `${this.#who} answered with a head that is too long`))
+      return false
+    }
+    if (end < 0) return true
+    const text = this.#head.slice(0, end)
+    this.#head = ''
+    return this.#answered(text) && this.#body(piece.subarray(end + 4 - before))
+  }
+
+  /** Whether the body may come. */
+  #answered (text: string): boolean {
+    const [first = '', ...lines] = text.split('\r\n')
+    const status = Number(/^HTTP\/1\.1 (\d{3})(?: |$)/.exec(first)?.[1])
+    const headers = new Map(lines.map(line => {
+      const colon = line.indexOf(':')
+      return [line.slice(0, colon).toLowerCase(), line.slice(colon + 1).trim()]
+    }))
+    const stated = headers.get('content-length')
+    const hasLength = stated !== undefined && /^\d{1,15}$/.test(stated) && !headers.has('transfer-encoding')
+    if (!(status >= 200) || (!hasLength && status < 300)) {
+      this.#destroy(new PatchcordError('verification', `${this.#who} answers in a form that is not taken`))
+      return false
+    }
+    const length = hasLength ? Number(stated) : Infinity
+    if (headers.get('connection')?.toLowerCase() === 'close') this.#isKept = false
+    this.#left = length
+    this.#isBody = true
+    try {
+      this.#current?.exchange.onHead({ status, headers, length: hasLength ? length : 0 })
+    } catch (error) {
+      if (length > MOST_REFUSAL_BYTES) {
+        this.#destroy(error as Error)
+        return false
+      }
+      this.#refusal = error
+    }
+    return true
+  }
+
+  #body (piece: Buffer): boolean {
+    if (piece.length > this.#left) {
+      this.#destroy(new PatchcordError('verification', `${this.#who} sends more than it said`))
+      return false
+    }
+    this.#left -= piece.length
+    const goesOn = piece.length === 0 || this.#refusal !== undefined || this.#current?.exchange.onBytes(piece) !== false
+    if (this.#left === 0 && this.#current !== undefined && !this.#socket.destroyed) this.#settle(this.#refusal)
+    return goesOn
+  }
+}
+
+/** How long a connection is kept without a request (ms): less than what the server keeps it (`idleMs`). */
+const REST_MS = 50_000
+const SILENT_MS = 30_000
+
+/** Connections to one peer for the bytes of files, at most `most` at once. */
+export class BytePool {
+  readonly #dial: (onread: OnRead, signal: AbortSignal) => Promise<Socket>
+  readonly #host: string
+  readonly #who: string
+  readonly #most: number
+  readonly #idle: ByteConnection[] = []
+  readonly #waiting: Array<() => void> = []
+  #busy = new Set<ByteConnection>()
+  #count = 0
+  #cut = new AbortController()
+
+  /** `dial` makes a connection that proved to be the peer's, and gives up when its signal aborts. */
+  constructor (dial: (onread: OnRead, signal: AbortSignal) => Promise<Socket>, { host, who, most = 8 }: { readonly host: string, readonly who: string, readonly most?: number }) {
+    this.#dial = dial
+    this.#host = host
+    this.#who = who
+    this.#most = most
+  }
+
+  /** Sends one request, when there is a connection for it. `start` is told of the connection before. Throws as `ByteConnection.get` does, and what
+   * the dialling says. */
+  async get (exchange: Exchange, start: (connection: ByteConnection) => void = () => undefined): Promise<void> {
+    const { signal } = exchange
+    if (this.#count >= this.#most) await this.#turn(signal)
+    else this.#count += 1
+    try {
+      for (;;) {
+        signal.throwIfAborted()
+        const connection = this.#rested() ?? await this.#open(signal)
+        this.#busy.add(connection)
+        start(connection)
+        try {
+          return await connection.get(exchange, SILENT_MS)
+        } catch (error) {
+          if (!connection.wasStale || signal.aborted || this.#cut.signal.aborted) throw error
+        } finally {
+          this.#busy.delete(connection)
+          if (connection.isUsable) {
+            connection.rest(REST_MS)
+            this.#idle.push(connection)
+          } else {
+            connection.destroy()
+          }
+        }
+      }
+    } finally {
+      const next = this.#waiting.shift()
+      if (next === undefined) this.#count -= 1
+      else next()
+    }
+  }
+
+  /** Cuts every connection, those that are being made too. The next request makes new ones. */
+  destroy (): void {
+    this.#cut.abort(new PatchcordError('unreachable', `the connections to ${this.#who} were cut`))
+    this.#cut = new AbortController()
+    for (const connection of [...this.#idle.splice(0), ...this.#busy]) connection.destroy()
+  }
+
+  /** The one that was used last: those that nobody needs end. */
+  #rested (): ByteConnection | undefined {
+    for (let connection = this.#idle.pop(); connection !== undefined; connection = this.#idle.pop()) {
+      if (connection.isUsable) return connection
+    }
+    return undefined
+  }
+
+  async #open (signal: AbortSignal): Promise<ByteConnection> {
+    const cut = AbortSignal.any([signal, this.#cut.signal])
+    return await ByteConnection.open(onread => this.#dial(onread, cut), this.#host, this.#who)
+  }
+
+  async #turn (signal: AbortSignal): Promise<void> {
+    await new Promise<void>((resolve, reject) => {
+      const aborted = (): void => {
+        this.#waiting.splice(this.#waiting.indexOf(go), 1)
+        reject(signal.reason as Error)
+      }
+      const go = (): void => {
+        signal.removeEventListener('abort', aborted)
+        resolve()
+      }
+      signal.addEventListener('abort', aborted, { once: true })
+      this.#waiting.push(go)
+    })
+  }
+}
