@@ -1,13 +1,16 @@
 // Confinement, tried: `npm run test:apparmor [-- --kvm]`. Boots a Debian kernel with AppArmor in a virtual machine (qemu,
 // emulated unless --kvm), runs the real service under the profiles of apparmor/, then the same attempts by code inside
-// the server, unconfined and confined, then with three rules loosened. Exits 1 if anything was not as it should be.
+// the server, unconfined and confined, then with three rules loosened. `npm run test:service` (`… test-apparmor.js service`) boots
+// systemd in it and lives with the unit under a real `systemd --user`. Exits 1 if anything was not as it should be.
 import { createWriteStream, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { finished } from 'node:stream/promises'
 import { boot, buildBase, buildOverlay, missingTools } from './apparmor/machine.js'
 
-const LIMIT_MS = 10 * 60_000
+const kind = process.argv.includes('service') ? 'systemd' : 'plain'
+const LIMIT_MS = (kind === 'plain' ? 10 : 30) * 60_000
+const MEGABYTES = kind === 'plain' ? 1536 : 3072
 const say = (text: string): void => { process.stdout.write(`${text}\n`) }
 const seconds = (since: number): string => `${((performance.now() - since) / 1000).toFixed(0)} s`
 
@@ -22,10 +25,10 @@ let failed = 0
 let passed = 0
 let isWhole = false
 try {
-  const { kernel, base } = buildBase(say)
+  const { kernel, base } = buildBase(say, kind)
   const initrd = join(folder, 'initrd')
   const out = createWriteStream(initrd)
-  for (const part of [base, buildOverlay(folder, join(dirname(base), 'root-kept'))]) out.write(readFileSync(part))
+  for (const part of [base, buildOverlay(folder, join(dirname(base), 'root-kept'), kind)]) out.write(readFileSync(part))
   out.end()
   await finished(out)
   say(`built in ${seconds(begin)}; booting`)
@@ -39,7 +42,7 @@ try {
     if (ok) passed += 1
     else failed += 1
     say(`${ok ? 'ok' : 'NOT OK'}  ${what}`)
-  }, LIMIT_MS)
+  }, LIMIT_MS, MEGABYTES)
   say(`the virtual machine ran for ${seconds(since)}`)
 } finally {
   rmSync(folder, { recursive: true, force: true })

@@ -1,9 +1,9 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, readFileSync, readdirSync, rmSync, utimesSync, writeFileSync, chmodSync, existsSync } from 'node:fs'
+import { cpSync, mkdirSync, mkdtempSync, symlinkSync, readFileSync, readdirSync, rmSync, utimesSync, writeFileSync, chmodSync, existsSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { createServer as createTcpServer, type AddressInfo } from 'node:net'
-import { setPriority } from 'node:os'
+import { setPriority, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import fc from 'fast-check'
@@ -220,6 +220,22 @@ console.log(JSON.stringify([() => fs.readFileSync(${JSON.stringify(join(folder, 
   child.kill('SIGTERM')
   await once(child, 'close')
   t.notMatch(said, /Warning/, 'nor when the service starts')
+})
+
+await t.test('from a node_modules that is a link the server starts under the permission model too', async t => {
+  const folder = mkdtempSync(join(tmpdir(), 'pcml-'))
+  t.teardown(() => { rmSync(folder, { recursive: true }) })
+  const checkout = fileURLToPath(new URL('../..', import.meta.url))
+  for (const part of ['build/src', 'package.json']) cpSync(join(checkout, part), join(folder, part), { recursive: true })
+  symlinkSync(join(checkout, 'node_modules'), join(folder, 'node_modules'))
+  const child = spawn('env', ['-i', process.execPath, join(folder, 'build/src/bin/patchcord.js'), 'up', '--json', '--home', join(folder, 'h'), '--listen', '[::1]:0', '--no-discovery'], { stdio: ['ignore', 'pipe', 'pipe'] })
+  let said = ''
+  child.stderr.on('data', (chunk: Buffer) => { said += chunk.toString() })
+  const ended = once(child, 'close')
+  const [line] = await Promise.race([once(child.stdout, 'data'), ended]) as [unknown]
+  t.match(String(line), /"event":"ready"/, said)
+  child.kill('SIGTERM')
+  t.strictSame(await ended, [0, null])
 })
 
 // ---- the unit

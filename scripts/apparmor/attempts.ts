@@ -13,7 +13,7 @@ export type Attempts = Record<string, string>
 
 const HOME = '/home/u'
 const DEVICE = `${HOME}/.local/share/patchcord`
-const { agent, stored, addon, couchPort } = JSON.parse(fs.readFileSync('/usr/lib/patchcord/build/src/attempts.json', 'utf8')) as { agent: number, stored: string, addon: string, couchPort: number }
+const { agent, stored, addon, couchPort, control, bus } = JSON.parse(fs.readFileSync('/usr/lib/patchcord/build/src/attempts.json', 'utf8')) as { agent: number, stored: string, addon: string, couchPort: number, control: string, bus: string }
 
 const listening = async (server: Server, where: object): Promise<void> => {
   server.listen(where)
@@ -70,8 +70,8 @@ const ATTEMPTS: Readonly<Record<string, () => unknown>> = {
   'execute a shell': () => execFileSync('/bin/busybox', ['sh', '-c', 'true'], { stdio: 'ignore' }),
   'execute Node': () => execFileSync(process.execPath, ['--version'], { stdio: 'ignore' }),
   'load a native addon': () => { process.dlopen({ exports: {} } as unknown as NodeJS.Module, addon) },
-  'talk to D-Bus': () => talk('/run/dbus/system_bus_socket'),
-  'talk to the control socket': () => talk(`${DEVICE}/control.sock`),
+  'talk to D-Bus': () => talk(bus),
+  'talk to the control socket': () => talk(control),
   'listen on a unix socket': () => listening(createServer(), { path: `/tmp/${process.pid}.sock` }),
   'listen on an abstract socket': () => listening(createServer(), { path: `\0patchcord-${process.pid}` }),
   'listen on TCP over IPv4': () => listening(createServer(), { host: '127.0.0.1', port: 0 }),

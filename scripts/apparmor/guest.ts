@@ -148,7 +148,7 @@ async function attack (): Promise<void> {
   const folder = fs.readdirSync(`${HOMES[0]}/files`).find(name => name.length === 2)!
   const stored = `${HOMES[0]}/files/${folder}/${fs.readdirSync(`${HOMES[0]}/files/${folder}`)[0]!}`
   const addon = execFileSync('/bin/busybox', ['find', `${CODE}/node_modules`, '-name', 'node.napi.glibc.node', '-path', '*linux-x64*'], { encoding: 'utf8' }).split('\n')[0]!
-  fs.writeFileSync(`${CODE}/build/src/attempts.json`, JSON.stringify({ agent: agent.pid, stored, addon, couchPort: (couch.address() as AddressInfo).port }))
+  fs.writeFileSync(`${CODE}/build/src/attempts.json`, JSON.stringify({ agent: agent.pid, stored, addon, couchPort: (couch.address() as AddressInfo).port, control: `${HOMES[0]}/control.sock`, bus: '/run/dbus/system_bus_socket' }))
   fs.writeFileSync(`${CODE}/build/src/target.txt`, '')
   for (const path of [stored, `${CODE}/build/src/target.txt`]) fs.chmodSync(path, 0o666)
   fs.copyFileSync(`${CODE}/build/scripts/apparmor/attempts.js`, `${CODE}/build/src/attempts.js`)

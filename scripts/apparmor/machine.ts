@@ -8,10 +8,17 @@ import { fileURLToPath } from 'node:url'
 
 const TOP = fileURLToPath(new URL('../../..', import.meta.url))
 const CACHE = join(process.env['XDG_CACHE_HOME'] || join(homedir(), '.cache'), 'patchcord-apparmor')
-const PACKAGES = [
+const COMMON = [
   'busybox-static', 'coreutils', 'apparmor', 'libapparmor1', 'libc6', 'libgcc-s1', 'libstdc++6', 'libacl1', 'libattr1', 'libgmp10',
   'dbus-daemon', 'dbus-system-bus-common', 'libdbus-1-3', 'libexpat1', 'libaudit1', 'libcap-ng0', 'libselinux1', 'libsystemd0', 'libpcre2-8-0', 'liblz4-1', 'libzstd1', 'liblzma5', 'libgcrypt20', 'libgpg-error0', 'libcap2',
 ]
+/** systemd as the first process, with a manager for a user. */
+const SYSTEMD = [
+  'systemd', 'systemd-sysv', 'libsystemd-shared', 'libmount1', 'libblkid1', 'libuuid1', 'libcryptsetup12', 'libfdisk1', 'libip4tc2', 'libkmod2', 'libseccomp2', 'libargon2-1', 'libjson-c5', 'libdevmapper1.02.1',
+  'libudev1', 'libssl3', 'libpam0g', 'libpam-modules', 'libpam-systemd', 'libcrypt1', 'libp11-kit0', 'libffi8', 'zlib1g', 'libtinfo6', 'mount', 'util-linux', 'dash', 'dbus', 'dbus-bin', 'dbus-user-session', 'dbus-session-bus-common',
+]
+/** What is booted: a shell script as the first process, or systemd. */
+export type Root = 'plain' | 'systemd'
 /** What is needed and not fetched by itself. */
 const TOOLS = ['qemu-system-x86_64', 'apt-get', 'apt-cache', 'dpkg-deb']
 
@@ -24,19 +31,20 @@ export function missingTools (): string | undefined {
 }
 
 /** The kernel and the archive of Debian's packages, made once for each version of the kernel. */
-export function buildBase (say: (text: string) => void): { kernel: string, base: string } {
+export function buildBase (say: (text: string) => void, kind: Root = 'plain'): { kernel: string, base: string } {
+  const packages = kind === 'plain' ? COMMON : [...COMMON, ...SYSTEMD]
   const kernelPackage = /Depends: (linux-image-\S+)/.exec(run('apt-cache', ['depends', 'linux-image-cloud-amd64']))?.[1]
   if (kernelPackage === undefined) throw new Error('apt knows no linux-image-cloud-amd64: is this Debian, and did apt-get update run?')
-  const folder = join(CACHE, `${kernelPackage}-${PACKAGES.length}`)
+  const folder = join(CACHE, `${kernelPackage}-${packages.length}`)
   const [kernel, base] = [join(folder, 'vmlinuz'), join(folder, 'base.cpio')]
   if (existsSync(base)) return { kernel, base }
-  say(`fetching ${kernelPackage} and ${PACKAGES.length} packages into ${folder}`)
+  say(`fetching ${kernelPackage} and ${packages.length} packages into ${folder}`)
   const work = `${folder}.${process.pid}`
   const root = join(work, 'root')
   mkdirSync(root, { recursive: true })
   try {
     // apt drops to a user of its own, who may not be able to write here.
-    run('apt-get', ['download', '-o', 'APT::Sandbox::User=', kernelPackage, ...PACKAGES], work)
+    run('apt-get', ['download', '-o', 'APT::Sandbox::User=', kernelPackage, ...packages], work)
     for (const name of readdirSync(work).filter(name => name.endsWith('.deb'))) {
       const isKernel = name.startsWith('linux-image')
       const into = isKernel ? join(work, 'kernel') : root
@@ -67,7 +75,7 @@ function archive (root: string, path: string, packages: string): void {
   }
 }
 
-const INIT = `#!/bin/busybox sh
+const MOUNTS = `#!/bin/busybox sh
 b=/bin/busybox
 export PATH=/usr/bin:/bin:/usr/sbin:/sbin
 $b mkdir -p /proc /sys /dev /tmp /run /etc; $b mount -t proc proc /proc; $b mount -t sysfs sys /sys; $b mount -t devtmpfs dev /dev
@@ -77,7 +85,8 @@ $b ip link set lo up
 # Every denial is to be seen.
 echo 0 > /proc/sys/kernel/printk_ratelimit
 $b dmesg -n 1
-echo 'root:x:0:0::/root:/bin/sh' > /etc/passwd; echo 'u:x:1000:1000::/home/u:/bin/sh' >> /etc/passwd
+`
+const INIT = `${MOUNTS}echo 'root:x:0:0::/root:/bin/sh' > /etc/passwd; echo 'u:x:1000:1000::/home/u:/bin/sh' >> /etc/passwd
 echo 'messagebus:x:100:100::/:/bin/sh' >> /etc/passwd; echo 'messagebus:x:100:' > /etc/group
 # A disk with room: a device receives nothing where less than 512 MiB would stay free. It takes memory as it is filled.
 $b mkdir -p /home; $b mount -t tmpfs -o mode=0755,size=2g home /home
@@ -91,9 +100,30 @@ $b chown -R 1000:1000 /home/u
 node /usr/lib/patchcord/build/scripts/apparmor/guest.js
 $b poweroff -f
 `
+/** systemd takes the kernel's first root for an initrd, and cannot give a unit a root of its own in it: a mount of it is
+ * moved over it. */
+const INIT_SYSTEMD = `${MOUNTS}
+$b mkdir -p /run/dbus /var/log/journal /etc/pam.d /etc/dbus-1 /etc/systemd/system /home /root /mnt /etc/apparmor.d/local
+echo 'root:x:0:0::/root:/bin/sh' > /etc/passwd; echo 'u:x:1000:1000::/home/u:/bin/sh' >> /etc/passwd
+echo 'messagebus:x:100:100::/:/bin/sh' >> /etc/passwd
+printf 'root:x:0:\\nu:x:1000:\\nmessagebus:x:100:\\nsystemd-journal:x:101:\\n' > /etc/group
+echo 'passwd: files' > /etc/nsswitch.conf
+echo 0123456789abcdef0123456789abcdef > /etc/machine-id
+for service in systemd-user login other; do printf 'auth required pam_permit.so\\naccount required pam_permit.so\\nsession optional pam_systemd.so\\nsession required pam_permit.so\\n' > /etc/pam.d/$service; done
+$b mount -t tmpfs -o mode=0755,size=2g home /home; $b mkdir -p /home/u/.ssh /home/v
+echo secret > /home/u/.ssh/id_ed25519; echo dear > /home/u/letter.txt; echo dear > /home/v/letter.txt
+$b chown -R 1000:1000 /home/u
+printf '[Unit]\\nAfter=basic.target dbus.service systemd-logind.service\\nWants=dbus.service systemd-logind.service\\n[Service]\\nType=oneshot\\nExecStart=/usr/bin/node /usr/lib/patchcord/build/scripts/apparmor/service-guest.js\\nStandardOutput=file:/dev/ttyS0\\nStandardError=file:/dev/ttyS0\\n[Unit]\\nSuccessAction=poweroff-force\\nFailureAction=poweroff-force\\n' > /etc/systemd/system/patchcord-test.service
+$b umount /tmp /dev/shm
+$b mount --bind / /mnt
+for mount in proc sys dev home; do $b mount --rbind /$mount /mnt/$mount; done
+cd /mnt
+$b mount --move . /
+exec $b chroot . /lib/systemd/systemd --unit=patchcord-test.service
+`
 
 /** This checkout as it would be installed, with the profiles and what runs them. */
-export function buildOverlay (folder: string, packages: string): string {
+export function buildOverlay (folder: string, packages: string, kind: Root = 'plain'): string {
   const root = join(folder, 'root')
   const code = join(root, 'usr/lib/patchcord')
   mkdirSync(code, { recursive: true })
@@ -122,17 +152,17 @@ export function buildOverlay (folder: string, packages: string): string {
     '@{PATCHCORD_NODE}=/usr/bin/node', '@{PATCHCORD_CODE}=/usr/lib/patchcord', '@{PATCHCORD_MODULES}=/usr/lib/patchcord/node_modules',
     '@{PATCHCORD_HOME}=@{HOME}/.local/share/patchcord /home/u/desktop', '',
   ].join('\n'))
-  writeFileSync(join(root, 'init'), INIT, { mode: 0o755 })
+  writeFileSync(join(root, 'init'), kind === 'plain' ? INIT : INIT_SYSTEMD, { mode: 0o755 })
   const path = join(folder, 'overlay.cpio')
   archive(root, path, packages)
   return path
 }
 
 /** Boots it and hands over each line of its console. Resolves when it is off; it is ended after `limitMs`. */
-export async function boot (kernel: string, initrd: string, isFast: boolean, onLine: (line: string) => void, limitMs: number): Promise<void> {
+export async function boot (kernel: string, initrd: string, isFast: boolean, onLine: (line: string) => void, limitMs: number, megabytes = 1536): Promise<void> {
   const child = spawn('qemu-system-x86_64', [
     ...isFast ? ['-enable-kvm', '-cpu', 'host'] : ['-accel', 'tcg,thread=multi', '-cpu', 'max'],
-    '-m', '1536', '-smp', '2', '-nographic', '-no-reboot', '-net', 'none', '-kernel', kernel, '-initrd', initrd,
+    '-m', String(megabytes), '-smp', '2', '-nographic', '-no-reboot', '-net', 'none', '-kernel', kernel, '-initrd', initrd,
     '-append', 'console=ttyS0 quiet panic=-1 apparmor=1 security=apparmor log_buf_len=4M',
   ], { stdio: ['ignore', 'pipe', 'inherit'] })
   const guard = setTimeout(() => { child.kill('SIGKILL') }, limitMs)

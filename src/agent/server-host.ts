@@ -39,7 +39,8 @@ export interface ServerHostOptions {
 const SCRIPT = fileURLToPath(new URL('../bin/patchcord-server.js', import.meta.url))
 /** Longer than this of its own time (`limitAnswer`) without an answer, and the server is started anew with the full env. */
 const ANSWER_MS = 500
-const READY_MS = 10_000
+/** Nothing is open until it is ready: a slow machine may take its time. */
+const READY_MS = 60_000
 const STOP_MS = 6_000
 const FIRST_RESTART_MS = 100
 const LONGEST_RESTART_MS = 30_000

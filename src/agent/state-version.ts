@@ -1,7 +1,7 @@
 import { cp, lstat, mkdir, readdir, rename, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import * as v from 'valibot'
-import { syncFolder } from '../core/durable-file.js'
+import { syncFile, syncFolder } from '../core/durable-file.js'
 import { PatchcordError } from '../core/errors.js'
 import { readState, writeState } from '../core/state-file.js'
 
@@ -50,6 +50,17 @@ async function keepCopy (root: string, version: number): Promise<void> {
     if (NOT_KEPT.has(name) || name.startsWith('before-version-') || name.startsWith('.')) continue
     await cp(join(root, name), join(making, name), { recursive: true, verbatimSymlinks: true, preserveTimestamps: true })
   }
+  await syncTree(making)
   await rename(making, copy)
   await syncFolder(root)
+}
+
+/** Makes everything in a folder durable, before something is done that counts on it. */
+async function syncTree (folder: string): Promise<void> {
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name)
+    if (entry.isDirectory()) await syncTree(path)
+    else if (entry.isFile()) await syncFile(path)
+  }
+  await syncFolder(folder)
 }

@@ -17,6 +17,8 @@ import type { Context } from './context.js'
 // The service on this machine: what is wrong with it, its unit, its log.
 
 const run = promisify(execFile)
+/** Longer than the unit may take to start (TimeoutStartSec). */
+const SYSTEMCTL_MS = 200_000
 
 /** Makes every check. Fails, with exit code 1, where one of them does. */
 export async function doctor ({ client, output, home, io }: Context): Promise<void> {
@@ -168,7 +170,7 @@ export async function metrics ({ client, output }: Context): Promise<void> {
 
 async function systemctl (...args: string[]): Promise<void> {
   try {
-    await run('systemctl', ['--user', ...args], { timeout: 60_000 })
+    await run('systemctl', ['--user', ...args], { timeout: SYSTEMCTL_MS })
   } catch (error) {
     const said = ((error as { stderr?: string }).stderr ?? '').trim().split('\n').at(-1) ?? ''
     if (systemCode(error) === 'ENOENT' || /connect to (?:user scope )?bus|Failed to get D-Bus|No medium found|not been booted/i.test(said)) {

@@ -271,7 +271,7 @@ export class FileStore {
    * their end. The records go first: none may outlive the file and grant it when it comes back. */
   async remove (id: ContentId): Promise<boolean> {
     return await this.#perFile.run(id, async () => {
-      await unlinkIfThere(pathOf(this.root, id, '.refs'))
+      await this.#forget(id)
       const was = await unlinkIfThere(pathOf(this.root, id))
       const list = await unlinkIfThere(pathOf(this.root, id, '.leaves'))
       if (was || list) await syncFolder(shardOf(this.root, id))
@@ -287,7 +287,7 @@ export class FileStore {
       const folder = join(dirname(this.root), 'quarantine')
       await mkdir(folder, { recursive: true, mode: 0o700 })
       const to = join(folder, id)
-      await unlinkIfThere(pathOf(this.root, id, '.refs'))
+      await this.#forget(id)
       await rename(pathOf(this.root, id), to).catch((error: unknown) => { throw fileError(error, to) })
       await unlinkIfThere(pathOf(this.root, id, '.leaves'))
       await syncFolder(shardOf(this.root, id))
@@ -322,6 +322,11 @@ export class FileStore {
       return sizes
     })()
     return await this.#sizes
+  }
+
+  /** Takes its records away for good: a disk keeps what is not synced in no order, so that a file could be gone before them. */
+  async #forget (id: ContentId): Promise<void> {
+    if (await unlinkIfThere(pathOf(this.root, id, '.refs'))) await syncFolder(shardOf(this.root, id))
   }
 
   async * #named (beside: '' | '.leaves' | '.refs'): AsyncIterable<ContentId> {
