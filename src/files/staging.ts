@@ -24,8 +24,9 @@ export interface Staged {
 export interface Known {
   /** Whether the store has this file, whole. */
   isThere (id: ContentId, size: number): Promise<boolean>
-  /** Whether it may have a file of this size (of more than one leaf): a hint, wrong in either direction at no harm. */
-  mayHaveSize (size: number): Promise<boolean>
+  /** Whether it may have a file of this size (of more than one leaf) that begins so, `first` reading the hash of the first leaf:
+   * a hint, wrong in either direction at no harm. */
+  mayHave (size: number, first: () => Promise<Uint8Array>): Promise<boolean>
   /** What hashes the leaves of a larger file and copies them. */
   readonly hashes: LeafHashes
   /** Runs the import of a file of more than one leaf when its turn comes. */
@@ -123,7 +124,12 @@ async function stageLeaf (job: Job, known: Known): Promise<Staged | { id: Conten
 }
 
 async function stageLeaves (job: Job, known: Known): Promise<Staged | { id: ContentId, size: number }> {
-  if (await known.mayHaveSize(job.size)) {
+  const first = async (): Promise<Buffer> => {
+    const hash = await job.hashes.copy(job.path, job.source.fd, undefined, 0, LEAF_BYTES)
+    if (hash === undefined) throw changed(job)
+    return hash
+  }
+  if (await known.mayHave(job.size, first)) {
     const leaves = await hashLeaves(job, job.source)
     await checkUnchanged(job)
     const id = contentIdOf(leaves)

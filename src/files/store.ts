@@ -50,11 +50,11 @@ export class FileStore {
   readonly #placement: Placement
   readonly #perFile = new PerKey<ContentId>()
   readonly #known: Known
-  readonly #large = new PerKey<number>()
-  #largeTurn = 0
+  readonly #importing = new PerKey<number>()
+  #importTurn = 0
   readonly #fetching = new Set<ContentId>()
-  /** Sizes of the files of more than one leaf; read from the disk when first asked for. */
-  #sizes: Promise<Set<number>> | undefined
+  /** The files of more than one leaf by their sizes; read from the disk when first asked for. */
+  #large: Promise<Map<number, Set<ContentId>>> | undefined
 
   private constructor (root: string, options: FileReaderOptions) {
     this.root = root
@@ -65,9 +65,9 @@ export class FileStore {
     this.#placement = new Placement(root, this.#partial, isThere)
     this.#known = {
       isThere,
-      mayHaveSize: async size => (await this.#largeSizes()).has(size),
+      mayHave: async (size, first) => await this.#mayHave(size, first),
       hashes: this.hashes,
-      inTurn: task => this.#large.run(this.#largeTurn++ % LARGE_AT_ONCE, task),
+      inTurn: task => this.#importing.run(this.#importTurn++ % LARGE_AT_ONCE, task),
     }
   }
 
@@ -135,7 +135,7 @@ export class FileStore {
   /** Puts a hashed temporary in place; for `partial.ts`. True where it is new. */
   async place (staged: Staged, isLater = false): Promise<boolean> {
     const isNew = await this.#placement.place(staged, isLater)
-    if (isNew && staged.size > LEAF_BYTES) (await this.#sizes)?.add(staged.size)
+    if (isNew && staged.size > LEAF_BYTES && this.#large !== undefined) noteSize(await this.#large, staged.size, staged.id)
     return isNew
   }
 
@@ -312,16 +312,25 @@ export class FileStore {
     return await plainSize(pathOf(this.root, id, '.leaves')) === leafCount(size) * HASH_BYTES
   }
 
-  async #largeSizes (): Promise<Set<number>> {
-    this.#sizes ??= (async () => {
-      const sizes = new Set<number>()
+  async #mayHave (size: number, first: () => Promise<Uint8Array>): Promise<boolean> {
+    this.#large ??= (async () => {
+      const large = new Map<number, Set<ContentId>>()
       for await (const id of this.#named('.leaves')) {
         const size = await plainSize(pathOf(this.root, id))
-        if (size !== undefined) sizes.add(size)
+        if (size !== undefined) noteSize(large, size, id)
       }
-      return sizes
+      return large
     })()
-    return await this.#sizes
+    const ids = (await this.#large).get(size)
+    if (ids === undefined) return false
+    // Reading as many lists would cost more than it spares.
+    if (ids.size > SAME_SIZE) return true
+    const hash = await first()
+    for (const id of ids) {
+      const list = await this.reader.leaves(id)
+      if (list?.leaves.subarray(0, HASH_BYTES).equals(hash) === true) return true
+    }
+    return false
   }
 
   /** Takes its records away for good: a disk keeps what is not synced in no order, so that a file could be gone before them. */
@@ -361,6 +370,8 @@ export class FileStore {
 
 /** Imports of more than one leaf at once: each has 3 MiB of buffers, and keeps a disk busy on its own. */
 const LARGE_AT_ONCE = 2
+/** Files of one size whose beginnings are compared. */
+const SAME_SIZE = 16
 /** `.refs` files that are read at once: each takes four turns of the thread pool. */
 const RECORDS_AT_ONCE = 32
 /** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with. */
@@ -370,3 +381,9 @@ const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap|whole)$/
 export type Added =
   | { readonly path: string, readonly id: ContentId, readonly size: number, readonly isNew: boolean }
   | { readonly path: string, readonly error: PatchcordError }
+
+function noteSize (large: Map<number, Set<ContentId>>, size: number, id: ContentId): void {
+  const ids = large.get(size)
+  if (ids === undefined) large.set(size, new Set([id]))
+  else ids.add(id)
+}
