@@ -161,12 +161,14 @@ async function confined (): Promise<void> {
   const { server } = status()
   const agent = property('MainPID')
   say(confinementOf(Number(agent)) === 'patchcord-agent (enforce)', `the agent is held to ${confinementOf(Number(agent))}`)
-  say(/patchcord-server/.test(confinementOf(server.pid) ?? '') && /enforce/.test(confinementOf(server.pid) ?? ''), `the server is held to ${confinementOf(server.pid)}`)
+  const held = confinementOf(server.pid)
+  say(/patchcord-server/.test(held ?? '') && /enforce/.test(held ?? ''), `the server is held to ${held}`)
   say(/ok +confinement: .*AppArmor/.test(patchcord('doctor').text), 'doctor says so')
   say(patchcord('db', 'create', 'notes').code === 0 && patchcord('db', 'ls').json === 'notes\n', 'it works')
   process.kill(server.pid, 'SIGKILL')
   await until('another server', () => ![server.pid, null].includes(status().server.pid))
-  say(confinementOf(status().server.pid) === confinementOf(Number(status().server.pid)), `a server that was killed is started again, held to ${confinementOf(status().server.pid)}`)
+  const again = confinementOf(status().server.pid)
+  say(again === held, `a server that was killed is started again, held to ${again}`)
   // One that hangs is killed by the agent, which the profiles must let it do.
   const hung = status().server.pid
   process.kill(hung, 'SIGSTOP')
