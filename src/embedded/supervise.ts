@@ -12,6 +12,10 @@ import { bindSocket, type BoundSocket } from './bound-socket.js'
 import type { Embedded } from './front.js'
 import type { FromChild, SentError, ToChild } from './messages.js'
 
+/** From Node 24 on, unless told otherwise, who handles what a callback of LevelDB's threw is not told in which context that
+ * was, and so not which database is damaged (store.ts). */
+const FLAGS = process.allowedNodeEnvironmentFlags.has('--async-context-frame') ? ['--no-async-context-frame'] : []
+
 export interface EmbeddedChildOptions {
   readonly dir: string
   readonly accounts: readonly Account[]
@@ -89,7 +93,7 @@ class Supervisor implements EmbeddedChild {
   async start (): Promise<void> {
     const since = performance.now()
     // No environment: nothing of the agent's is needed there, and nothing of it should be readable there.
-    const child = startHeldTo(PROFILES.database, () => fork(fileURLToPath(new URL('child.js', import.meta.url)), [], { execArgv: [], env: {}, serialization: 'json' }))
+    const child = startHeldTo(PROFILES.database, () => fork(fileURLToPath(new URL('child.js', import.meta.url)), [], { execArgv: FLAGS, env: {}, serialization: 'json' }))
     this.#child = child
     await new Promise<void>((resolve, reject) => {
       const endLimit = limitAnswer(child.pid, START_MS, () => { child.kill('SIGKILL') })
