@@ -29,7 +29,6 @@ export function unitText ({ node, script, home, args }: UnitOptions): string {
   const state = home === undefined ? '%h' : quoted(home)
   return `[Unit]
 Description=Patchcord: files and databases between your devices
-Documentation=man:patchcord(1)
 StartLimitIntervalSec=300
 StartLimitBurst=10
 
