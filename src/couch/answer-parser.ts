@@ -1,4 +1,4 @@
-import type { UpstreamAnswer } from './upstream.js'
+import { FIELD_VALUE, type UpstreamAnswer } from './upstream.js'
 
 /** Where the parts of an answer go. */
 export interface AnswerSink {
@@ -169,7 +169,6 @@ export class AnswerParser {
 const CHUNK_SIZE = /^([0-9a-f]{1,8})(?:;[\t\x20-\x7e\x80-\xff]*)?$/i
 const STATUS_LINE = /^HTTP\/1\.([01]) (\d{3})(?: [^\r\n]*)?$/
 const TOKEN = /^[!#$%&'*+\-.^_`|~0-9a-z]+$/
-const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/
 /** Given twice, nobody knows which one counts. */
 const ONCE = new Set(['content-length', 'transfer-encoding'])
 
@@ -193,7 +192,7 @@ function parseHead (text: string): Head {
     if (colon === -1 || colon > end) throw new BadAnswer('a header without a value')
     const name = text.slice(at, colon).toLowerCase()
     const value = withoutSpaces(text, colon + 1, end)
-    if (!TOKEN.test(name) || !VALUE.test(value)) throw new BadAnswer('a header that is none')
+    if (!TOKEN.test(name) || !FIELD_VALUE.test(value)) throw new BadAnswer('a header that is none')
     const before = headers[name]
     if (before === undefined) headers[name] = value
     else if (ONCE.has(name)) throw new BadAnswer('an answer whose end is not clear')

@@ -2,7 +2,7 @@ import { createConnection, type Socket } from 'node:net'
 import type { Clock, Timer } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
 import { AnswerParser, BadAnswer } from './answer-parser.js'
-import { socketAddress, type UpstreamAnswer, type UpstreamCall, type UpstreamHead, type UpstreamListener, type UpstreamTarget } from './upstream.js'
+import { FIELD_VALUE, socketAddress, type UpstreamAnswer, type UpstreamCall, type UpstreamHead, type UpstreamListener, type UpstreamTarget } from './upstream.js'
 
 /** Node's servers close an idle connection after 5 s; a pool that keeps it longer loses requests. It is looked at
  * every second, so that none rests longer than 4 s. */
@@ -255,17 +255,16 @@ class Call implements UpstreamCall {
   }
 }
 
-/** What may stand in a request line and in a header: were anything else to come this far, it could write a request of
- * its own. */
+/** What may stand in a request line: were anything else to come this far, there or in a header, it could write a request
+ * of its own. */
 const VISIBLE = /^[\x21-\x7e]+$/
-const VALUE = /^[\t\x20-\x7e\x80-\xff]*$/
 
 function headText ({ method, path, headers }: UpstreamHead): string {
   if (!VISIBLE.test(path) || !/^[A-Z]+$/.test(method)) throw new PatchcordError('internal', 'a request line that is none')
   let text = `${method} ${path} HTTP/1.1\r\n`
   for (const name of Object.keys(headers)) {
     const value = headers[name]!
-    if (!VALUE.test(value)) throw new PatchcordError('internal', 'a header value that is none')
+    if (!FIELD_VALUE.test(value)) throw new PatchcordError('internal', 'a header value that is none')
     text += `${name}: ${value}\r\n`
   }
   return `${text}connection: keep-alive\r\n\r\n`

@@ -5,6 +5,9 @@ import type { IncomingFields, OutgoingFields } from '../policy/couch-headers.js'
 // What a transfer knows of a request on its way to CouchDB, whoever carries it: a connection of our own where no
 // body goes up (kept-connections.ts), http-proxy where one does (quiet-http-proxy.ts).
 
+/** What a field value may hold, as latin1 (RFC 9110 section 5.5), besides nothing at all. */
+export const FIELD_VALUE = /^[\t\x20-\x7e\x80-\xff]*$/
+
 export interface UpstreamTarget {
   readonly host: string
   readonly port: number
