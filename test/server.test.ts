@@ -28,6 +28,7 @@ import { parseEnv } from '../src/server/env.js'
 import { Sources } from '../src/server/sources.js'
 import { buildState } from '../src/server/state.js'
 import { answerText, RawUpstream } from './couch-fixtures.js'
+import { LabClock } from '../src/testing/clock.js'
 import { ManualClock } from './fixtures/manual-clock.js'
 import { basicConstraints, EKU, extendedKeyUsage, idOf, keyUsage, makePki, p256Key, toPem, YEAR_MS } from './fixtures/mint.js'
 import { ask, Client, device, envOf, eventually, friend, friendDevice, get, GRANTS, head, keyPem, laptop, serverId, serverIdentity, serverKey, start, strangerDevice, user, writer, type Credential } from './fixtures/server-world.js'
@@ -492,7 +493,8 @@ await t.test('another server certificate is for new handshakes', async t => {
 })
 
 await t.test('a request that waits for facts while they change is decided by what holds afterwards', async t => {
-  const clock = new ManualClock(Date.now())
+  const clock = new LabClock()
+  t.teardown(() => { clock.stop() })
   const env = (lent: ServerEnv['lent']) => buildState(parseEnv(envOf({ lent: lent! })))
   let state = env([{ device: friendDevice.id, files: [BIG], until: new Date(clock.now() + 1000).toISOString() }])
   const connections = new Connections(DEFAULT_LIMITS)
@@ -693,7 +695,8 @@ await t.test('files: own devices read all, a peer what is recorded for it, and t
   await put(secret, 'secret file', ['secret'])
   await put(lent, 'lent file')
   await put(large, 3 * 1_048_576, ['shared'])
-  const clock = new ManualClock(Date.now())
+  const clock = new LabClock()
+  t.teardown(() => { clock.stop() })
   const { port, server, log } = await start(t, { files: { root }, lent: [{ device: friendDevice.id, files: [lent], until: new Date(clock.now() + 60_000).toISOString() }] }, { clock })
   const nothing = seen(await ask(port, friendDevice, `/files/${absent}`))
   t.match(nothing, [404])
@@ -729,13 +732,36 @@ await t.test('files: own devices read all, a peer what is recorded for it, and t
   t.strictSame(JSON.parse((await ask(port, laptop, `/files/${lent}/records`)).text), { databases: [] })
 
   t.match(await ask(port, friendDevice, `/files/${lent}`), { status: 200, text: 'lent file' })
-  clock.advance(59_999)
+  clock.advance(30_000)
   t.equal((await ask(port, friendDevice, `/files/${lent}`)).status, 200)
-  clock.advance(1)
+  clock.advance(30_000)
   t.strictSame(seen(await ask(port, friendDevice, `/files/${lent}`)), nothing, 'a loan that ended')
   await server.update({ grants: { ...GRANTS, own: { databases: {}, files: 'referenced' } } })
   t.equal((await ask(port, laptop, `/files/${secret}`)).status, 404, 'own devices only where their grant says all')
   t.notOk(log.text().includes('secret file'))
+})
+
+await t.test('a file that is not there and one that is not the caller\'s are refused after the same time, whatever reading the records took', async t => {
+  const { root, put } = await startStore(t)
+  const [secret, absent] = ids('cg') as [ContentId, ContentId]
+  await put(secret, 'secret file', ['secret', 'other'])
+  const clock = new ManualClock(Date.now())
+  const { port } = await start(t, { files: { root } }, { clock })
+  for (const headers of [{}, { 'if-none-match': `"${secret}"` }, { range: 'bytes=0-' }]) {
+    const answered: string[] = []
+    const asking = [secret, absent, `${secret}/leaves`, `${absent}/leaves`, `${secret}?database=shared`, `${absent}?database=shared`].map(path => ask(port, friendDevice, `/files/${path}`, { headers }).then(answer => {
+      answered.push(path)
+      return seen(answer)
+    }))
+    // Long enough for any disk.
+    await new Promise(resolve => { setTimeout(resolve, 100) })
+    clock.advance(9)
+    await new Promise(resolve => { setTimeout(resolve, 50) })
+    t.strictSame(answered, [], 'none is answered before its time')
+    clock.advance(1)
+    const [first, ...others] = await Promise.all(asking)
+    for (const other of others) t.strictSame(other, first)
+  }
 })
 
 await t.test('without a store there are no files', async t => {
@@ -818,6 +844,19 @@ await t.test('couch: absent and not granted are the same bytes, and a reader can
     t.equal(upstream.requests.filter(({ target }) => target !== '/absent').length, 0, 'none of it reached CouchDB')
     t.strictSame(seen(await ask(port, laptop, '/couch/absent', { method })), missing, 'what CouchDB itself does not have, too')
   }
+  // Whatever else is said of it: conditions, ranges, parameters, bodies that would be refused.
+  const before = upstream.requests.length
+  for (const [method, rest, headers, body] of [
+    ['GET', '', { 'if-none-match': '*' }], ['GET', '/doc', { 'if-none-match': '"1-a"', 'if-match': '*' }], ['GET', '/doc/file', { range: 'bytes=0-0' }], ['HEAD', '/doc', { range: 'bytes=9-' }],
+    ['GET', '/_changes?feed=longpoll', {}], ['GET', '/_changes?feed=continuous&since=now&heartbeat=1000', {}], ['GET', '/_all_docs?no=such', {}], ['GET', '/doc?rev=none', {}], ['GET', '/_design/a/_view/b', {}],
+    ['POST', '', {}, '{"_id":"_design/x"}'], ['POST', '/_bulk_docs', {}, '{"docs":[{"_id":"_local/x"}]}'], ['POST', '/_bulk_docs', { 'content-encoding': 'gzip' }, 'x'], ['POST', '/_find', {}, '{"selector":{}}'], ['POST', '/_revs_diff', { 'content-type': 'text/plain' }, '{'],
+    ['PUT', '/doc', {}, '{}'], ['PUT', '/doc', {}, '{"a":1,'], ['PUT', '/doc/file', { 'content-type': 'image/png' }, 'x'.repeat(100_000)], ['PUT', '/_local/x', {}, '{}'], ['PUT', '/_local/x', {}, 'x'.repeat(100_000)], ['PUT', '/doc', { expect: '100-continue' }, '{}'], ['DELETE', '/doc?rev=1-a', {}],
+  ] as ReadonlyArray<readonly [string, string, Record<string, string>, string?]>) {
+    const [secret, absent] = await Promise.all(['secret', 'absent'].map(async name => seen(await ask(port, friendDevice, `/couch/${name}${rest}`, { method, headers, ...body === undefined ? {} : { body } }))))
+    t.strictSame(secret, absent, `${method} ${rest} with ${JSON.stringify(headers)}`)
+    t.match(secret, [404])
+  }
+  t.equal(upstream.requests.length, before, 'and CouchDB is asked about neither: what it takes to answer tells nothing')
   for (const [method, path, status] of [
     ['PUT', 'shared/doc', 403], ['DELETE', 'shared/doc', 403], ['POST', 'shared', 403], ['POST', 'shared/_bulk_docs', 403], ['PUT', 'shared/doc/file', 403], ['POST', 'shared/_find', 403], ['GET', 'shared/_design/a/_view/b', 403],
     ['DELETE', 'shared', 404], ['PUT', 'shared', 404], ['PUT', 'shared/_design/a', 404], ['DELETE', 'shared/_local/a', 404], ['COPY', 'shared/doc', 404], ['PATCH', 'shared/doc', 404],
