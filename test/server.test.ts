@@ -14,6 +14,7 @@ import { fileURLToPath } from 'node:url'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import fc from 'fast-check'
+import { pino } from 'pino'
 import t from 'tap'
 import { PatchcordError } from '../src/core/errors.js'
 import type { ContentId, DatabaseName } from '../src/core/ids.js'
@@ -25,6 +26,7 @@ import { Connections } from '../src/server/connections.js'
 import { readLines } from '../src/server/control-channel.js'
 import { Dispatch } from '../src/server/dispatch.js'
 import { parseEnv } from '../src/server/env.js'
+import { Shortage } from '../src/server/shortage.js'
 import { Sources } from '../src/server/sources.js'
 import { buildState } from '../src/server/state.js'
 import { answerText, RawUpstream } from './couch-fixtures.js'
@@ -503,6 +505,7 @@ await t.test('a request that waits for facts while they change is decided by wha
   const dispatch = new Dispatch({
     state: () => state, connections, limits: DEFAULT_LIMITS, clock, logger: silentLogger(),
     readRecords: () => new Promise(resolve => { release = () => { resolve([]) } }),
+    onShortage: () => undefined,
     handle: async (_permit, _request, _message, response) => {
       handled++
       response.end('it')
@@ -562,6 +565,37 @@ await t.test('the port takes in so many that are not yet admitted, and no more',
   t.strictSame(admitted.map(({ statuses }) => statuses), Array.from({ length: 12 }, () => [200]), 'who is admitted no longer counts')
   t.ok(await eventually(() => silent.every(({ closed }) => closed)), 'a handshake has so much time')
   for (const client of [served, ...admitted]) client.end()
+})
+
+await t.test('a want of open files is said once, and once that it is over', async t => {
+  const clock = new ManualClock(Date.now())
+  const lines: string[] = []
+  const logger = pino({ level: 'info' }, { write: (line: string) => { lines.push((JSON.parse(line) as { msg: string }).msg.slice(0, 30)) } })
+  let problem: string | undefined
+  const shortage = new Shortage({ clock, logger, probe: async () => { if (problem !== undefined) throw Object.assign(new Error(problem), { code: problem }) } })
+  const settled = (): Promise<void> => new Promise(resolve => { setImmediate(resolve) })
+  await shortage.look()
+  problem = 'EACCES'
+  await shortage.look()
+  t.strictSame([lines, clock.timers], [[], 0], 'enough, and what says nothing of it')
+  // Nobody hears of who is turned away: the look finds it.
+  problem = 'EMFILE'
+  await shortage.look()
+  shortage.noticed('a file cannot be opened')
+  shortage.noticed('a connection could not be accepted')
+  for (let second = 0; second < 5; second++) {
+    clock.advance(1_000)
+    await settled()
+  }
+  t.strictSame([lines, clock.timers], [['too many open files: who conne'], 1])
+  problem = undefined
+  clock.advance(1_000)
+  await settled()
+  t.strictSame([lines.slice(1), clock.timers], [['there are open files again'], 0])
+  shortage.noticed('a file cannot be opened')
+  t.equal(lines.length, 3, 'the next one is said again')
+  shortage.stop()
+  t.equal(clock.timers, 0)
 })
 
 await t.test('an interface gives in as many connections as its bucket holds', async t => {

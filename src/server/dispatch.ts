@@ -37,6 +37,8 @@ export interface DispatchOptions {
   readonly logger: Logger
   readonly readRecords: ReadRecords
   readonly handle: Handle
+  /** Called where a request failed for want of a descriptor, in words. */
+  readonly onShortage: (what: string) => void
 }
 
 /** A file is refused so long after it was asked for (ms). Records are on the disk only where the file is: how long it took to
@@ -118,7 +120,7 @@ export class Dispatch {
       const failure = failureOf(error)
       line.status = failure.status
       if (failure.code === 'internal') logger.error({ ...line, err: error }, 'request failed')
-      else if (failure.code === 'no-handles') logger.error({ action: line.action, reason: failure.message }, 'too many open files; raise the limit (ulimit -n, or LimitNOFILE= in the unit)')
+      else if (failure.code === 'no-handles') this.#options.onShortage(failure.message)
       if (failure.code !== 'internal') line.problem = failure.status < 429 ? failure.code : failure.message
       if (endsConnection(failure)) connection.refused = true
       line.bytes = answerError(message, response, failure)
