@@ -1,4 +1,4 @@
-import type { SmallAnswer, SmallAsked, SmallKind, SmallTask, SmallWork } from './small-worker.js'
+import type { SmallAnswer, SmallAsked, SmallKind, SmallTask, SmallWork } from './small-work.js'
 import { Threads } from './threads.js'
 
 // A small file costs what is asked of the system for it, and a turn of libuv's pool with a promise for each question costs several times

@@ -3,42 +3,13 @@ import { closeSync, constants, fchmodSync, fstatSync, fsyncSync, linkSync, lstat
 import { dirname, join } from 'node:path'
 import { parentPort } from 'node:worker_threads'
 import { systemCode } from '../core/errors.js'
-import type { ContentId } from '../core/ids.js'
 import { contentIdOf, leafHash } from './content-id.js'
 import { pathOf } from './layout.js'
+import { SMALL_MOST, type SmallAnswer, type SmallDone, type SmallTask, type SmallWork } from './small-work.js'
 
 // One thread of `SmallFiles`: does what is asked of many small files in one turn, by calls that wait. Started by
 // small-files.ts alone. What does not go as it should is undone and answered `undefined`: whoever asked then does it the
 // long way, which says what is wrong.
-
-/** The largest file that goes this way (bytes). */
-export const SMALL_MOST = 131_072
-
-/** What can be asked for, and what comes back. */
-export interface SmallWork {
-  /** Copies and hashes a regular file into `folder`, unless the store at `root` has it; synced where that is asked. */
-  readonly take: { readonly asked: { readonly path: string, readonly root: string, readonly folder: string, readonly isSynced: boolean }, readonly done: { readonly id: ContentId, readonly size: number, readonly temporary: string | undefined } }
-  /** Gives a file of `take` its name in the store, and makes the folder where it is missing; or removes it where the name has a file of that size. */
-  readonly place: { readonly asked: { readonly temporary: string, readonly to: string, readonly size: number }, readonly done: 'new' | 'in a new folder' | 'there' }
-  /** Writes a file that is not there, and syncs it. */
-  readonly write: { readonly asked: { readonly to: string, readonly at: number, readonly length: number }, readonly done: true }
-  /** Gives a file that has one name another. */
-  readonly link: { readonly asked: { readonly from: string, readonly to: string }, readonly done: true }
-  /** Removes a file; whether there was one. */
-  readonly remove: { readonly asked: { readonly path: string }, readonly done: boolean }
-  /** Makes the names in a folder durable. */
-  readonly sync: { readonly asked: { readonly folder: string }, readonly done: true }
-  /** Whether there is a regular file with one name and of that size. */
-  readonly has: { readonly asked: { readonly path: string, readonly size: number }, readonly done: boolean }
-}
-
-export type SmallKind = keyof SmallWork
-export type SmallAsked = { [Kind in SmallKind]: { readonly kind: Kind } & SmallWork[Kind]['asked'] }[SmallKind]
-export type SmallDone = SmallWork[SmallKind]['done'] | undefined
-
-/** What a worker is handed: many at once; `bytes` holds all that is to be written. */
-export interface SmallTask { readonly asked: readonly SmallAsked[], readonly bytes: Uint8Array }
-export interface SmallAnswer { readonly done: readonly SmallDone[] }
 
 const COMPLETE_MODE = 0o444
 /** O_NONBLOCK: a FIFO must not make the import wait for a writer. */

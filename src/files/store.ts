@@ -14,6 +14,7 @@ import { LeafHashes } from './leaf-hashes.js'
 import { FileReader, type FileReaderOptions } from './reader.js'
 import { formatRecords } from './records.js'
 import { SmallFiles } from './small-files.js'
+import { SMALL_MOST } from './small-work.js'
 import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged, type StagedSmall } from './staging.js'
 
 /**
@@ -62,7 +63,7 @@ export class FileStore {
     this.root = root
     this.reader = new FileReader(root, options)
     this.#partial = partialOf(root)
-    this.asides = new Asides(this.#partial)
+    this.asides = new Asides(this.#partial, this.#small)
     const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
     this.#placement = new Placement(root, this.#partial, isThere, this.#small)
     this.#known = {
@@ -170,6 +171,7 @@ export class FileStore {
   async putAside (id: ContentId, bytes: Uint8Array): Promise<void> {
     const leaves = leafHash(bytes)
     checkLeaves(id, bytes.length, leaves)
+    if (bytes.length <= SMALL_MOST && await this.asides.write(id, bytes)) return
     await this.asides.take(await this.#write(id, bytes, leaves))
   }
 
@@ -233,6 +235,17 @@ export class FileStore {
   /** Whether the file is here. */
   async has (id: ContentId): Promise<boolean> {
     return await plainSize(pathOf(this.root, id)) !== undefined
+  }
+
+  /** Which of the files are here. */
+  async having (files: Iterable<{ readonly id: ContentId, readonly size: number }>): Promise<Set<ContentId>> {
+    const here = new Set<ContentId>()
+    await Promise.all(Array.from(files, async ({ id, size }) => {
+      // One of another size is none that was meant; `has` says the same of those that no thread looked for.
+      const path = pathOf(this.root, id)
+      if (await this.#small.ask('has', { path, size }) ?? await plainSize(path) === size) here.add(id)
+    }))
+    return here
   }
 
   /** The path where the file is, or would be. */
