@@ -11,8 +11,9 @@ const WORTH_STARTING = 8
 /** Files in a turn: at most, and at least where there are as many before another thread is asked. */
 const MOST = 64
 const LEAST = 16
-/** Bytes to be written in a turn. */
-const MOST_BYTES = 4_194_304
+/** Bytes to be written in a turn, in memory that each thread's turns use again: pages that are new to the process cost more than what is
+ * done with them. */
+const MOST_BYTES = 1_048_576
 
 interface Waiting {
   readonly asked: SmallAsked
@@ -24,6 +25,7 @@ interface Waiting {
 /** What is done with many small files at once, on threads of their own. */
 export class SmallFiles {
   readonly #threads = new Threads<SmallTask, SmallAnswer>(new URL('small-worker.js', import.meta.url), THREADS)
+  readonly #memory: Uint8Array[] = []
   #waiting: Waiting[] = []
   #running = 0
   #isDue = false
@@ -44,6 +46,7 @@ export class SmallFiles {
 
   /** Ends the threads. What is asked next starts them again. */
   async close (): Promise<void> {
+    this.#memory.length = 0
     await this.#threads.close()
   }
 
@@ -56,15 +59,18 @@ export class SmallFiles {
       const most = Math.min(MOST, Math.max(LEAST, Math.ceil(this.#waiting.length / (THREADS - this.#running))))
       let bytes = 0
       let count = 0
-      while (count < most && count < this.#waiting.length && bytes <= MOST_BYTES) bytes += this.#waiting[count++]!.bytes?.length ?? 0
-      void this.#run(this.#waiting.splice(0, count), bytes)
+      for (; count < most && count < this.#waiting.length; count++) {
+        bytes += this.#waiting[count]!.bytes?.length ?? 0
+        if (bytes > MOST_BYTES) break
+      }
+      void this.#run(this.#waiting.splice(0, count))
     }
   }
 
-  async #run (turn: readonly Waiting[], length: number): Promise<void> {
+  async #run (turn: readonly Waiting[]): Promise<void> {
     this.#running += 1
+    const bytes = this.#memory.pop() ?? new Uint8Array(new SharedArrayBuffer(MOST_BYTES))
     try {
-      const bytes = new Uint8Array(length)
       let at = 0
       const asked = turn.map(one => {
         if (one.bytes === undefined) return one.asked
@@ -73,11 +79,12 @@ export class SmallFiles {
         at += one.bytes.length
         return placed
       })
-      const { done } = await this.#threads.ask({ asked, bytes }, [bytes.buffer])
+      const { done } = await this.#threads.ask({ asked, bytes })
       for (const [index, { resolve }] of turn.entries()) resolve(done[index] as never)
     } catch (error) {
       for (const { reject } of turn) reject(error)
     } finally {
+      this.#memory.push(bytes)
       this.#running -= 1
       this.#start()
     }

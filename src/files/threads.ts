@@ -31,8 +31,8 @@ export class Threads<Task extends object, Answer extends object> {
   /** Whether one has been started. */
   get isStarted (): boolean { return this.#threads.length > 0 }
 
-  /** What one of them answers. `transfer` is handed over, not copied. Rejects where the thread ended before. */
-  async ask (task: Task, transfer: readonly ArrayBuffer[] = []): Promise<Answer> {
+  /** What one of them answers. Rejects where the thread ended before. */
+  async ask (task: Task): Promise<Answer> {
     clearTimeout(this.#idle)
     const thread = this.#leastBusy()
     const seq = ++this.#seq
@@ -40,7 +40,7 @@ export class Threads<Task extends object, Answer extends object> {
       return await new Promise((resolve, reject) => {
         if (thread.waiting.size === 0) thread.worker.ref()
         thread.waiting.set(seq, { resolve, reject })
-        thread.worker.postMessage({ seq, ...task }, transfer)
+        thread.worker.postMessage({ seq, ...task })
       })
     } finally {
       thread.waiting.delete(seq)
