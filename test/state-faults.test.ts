@@ -12,6 +12,10 @@ import { writeDurably } from '../src/core/durable-file.js'
 import { Charges } from '../src/pairing/charges.js'
 import { PendingPairs } from '../src/pairing/pending.js'
 import { parseContentId, type ContentId } from '../src/core/ids.js'
+import { contentIdOf, leafHash } from '../src/files/content-id.js'
+import { perform } from '../src/files/small-turn.js'
+import type { SmallAsked, SmallDone, SmallWork } from '../src/files/small-work.js'
+import { FileStore } from '../src/files/store.js'
 import { DownloadQueue } from '../src/sync/download-queue.js'
 import { Lab } from '../src/testing.js'
 import { readSettings, writeSettings, type Settings } from '../src/agent/settings.js'
@@ -86,6 +90,28 @@ await t.test('power loss: a write that is not synced is found out', async t => {
     await atEveryLoss(root => { writeFileSync(join(root, 'x.json'), '{"as":"it was"}'); return Promise.resolve() }, root => careless(join(root, 'x.json')), root => Promise.resolve(readFileSync(join(root, 'x.json'), 'utf8')), found => { if (!/^\{"as":"it (was|will be)"\}$/.test(found)) torn += 1 })
     t.ok(torn > 0)
   }
+})
+
+await t.test('power loss while small files are taken in by turns: each is whole or absent, and one that was given to somebody is read first', async t => {
+  const source = mkdtempSync(join(folder, 'source-'))
+  const bytes = ['one', 'two', 'three'].map(text => Buffer.from(text))
+  for (const [n, each] of bytes.entries()) writeFileSync(join(source, `${n}`), each)
+  const ids = bytes.map(each => contentIdOf(leafHash(each)))
+  const path = (root: string, id: string): string => join(root, 'files', id.slice(0, 2), id.slice(2))
+  const turn = (bytes: Uint8Array, ...asked: SmallAsked[]): readonly SmallDone[] => perform({ asked, bytes }).done
+  await atEveryLoss(async root => { await (await FileStore.open(join(root, 'files'))).close() }, root => {
+    const taken = turn(Buffer.alloc(0), ...ids.map((_, n) => ({ kind: 'take' as const, path: join(source, `${n}`), root: join(root, 'files'), folder: join(root, 'partial'), isSynced: true })))
+    turn(Buffer.alloc(0), ...(taken as Array<SmallWork['take']['done']>).map(({ id, size, temporary }) => ({ kind: 'place' as const, temporary: temporary!, to: path(root, id), size })))
+    turn(bytes[0]!, { kind: 'write', to: join(root, 'partial', `${ids[0]}.whole`), at: 0, length: 3 })
+    return Promise.resolve()
+  }, async root => {
+    const store = await FileStore.open(join(root, 'files'))
+    const left = await store.asides.all()
+    return { stored: ids.map((id, n) => existsSync(path(root, id)) ? readFileSync(path(root, id)).equals(bytes[n]!) : undefined), left, isCounted: await store.asides.has(ids[0]!, 3), kept: (await store.asides.all()).map(() => readFileSync(store.asides.path(ids[0]!), 'utf8')) }
+  }, ({ stored, isCounted, kept }, where) => {
+    t.notOk(stored.includes(false), where)
+    t.strictSame(kept, isCounted ? ['one'] : [], where)
+  })
 })
 
 await t.test('power loss in the life of a device: each file of its state is one that was, never older than what was answered', async t => {

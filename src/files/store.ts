@@ -13,7 +13,9 @@ import { Placement } from './placement.js'
 import { LeafHashes } from './leaf-hashes.js'
 import { FileReader, type FileReaderOptions } from './reader.js'
 import { formatRecords } from './records.js'
-import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged } from './staging.js'
+import { SmallFiles } from './small-files.js'
+import { SMALL_MOST } from './small-work.js'
+import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged, type StagedSmall } from './staging.js'
 
 /**
  * The room of files: a store whose names are what is in it.
@@ -44,6 +46,7 @@ export class FileStore {
   readonly reader: FileReader
   /** What hashes the leaves of this store, off the main thread. */
   readonly hashes = new LeafHashes()
+  readonly #small = new SmallFiles()
   /** Files that were fetched for somebody, and not for the store. */
   readonly asides: Asides
   readonly #partial: string
@@ -60,9 +63,9 @@ export class FileStore {
     this.root = root
     this.reader = new FileReader(root, options)
     this.#partial = partialOf(root)
-    this.asides = new Asides(this.#partial)
+    this.asides = new Asides(this.#partial, this.#small)
     const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
-    this.#placement = new Placement(root, this.#partial, isThere)
+    this.#placement = new Placement(root, this.#partial, isThere, this.#small)
     this.#known = {
       isThere,
       mayHave: async (size, first) => await this.#mayHave(size, first),
@@ -105,6 +108,11 @@ export class FileStore {
     const under: Array<Promise<Added>> = []
     const addOne = async (path: string): Promise<Added> => {
       try {
+        const small = await this.#addSmall(path, isLater, signal)
+        if (small !== undefined) {
+          onBytes?.(small.size)
+          return { path, ...small }
+        }
         let told = 0
         const onProgress = (done: number): void => {
           onBytes?.(done - told)
@@ -132,8 +140,19 @@ export class FileStore {
     }
   }
 
+  /** Takes in a small file together with others. Undefined where it is not small, or did not go: `add` says why. */
+  async #addSmall (path: string, isLater: boolean, signal: AbortSignal | undefined): Promise<{ id: ContentId, size: number, isNew: boolean } | undefined> {
+    signal?.throwIfAborted()
+    const taken = await this.#small.ask('take', { path, root: this.root, folder: this.#partial, isSynced: true })
+    if (taken === undefined) return undefined
+    const { id, size, temporary } = taken
+    if (temporary !== undefined) return { id, size, isNew: await this.place({ id, size, temporary }, isLater) }
+    if (!isLater) await this.#placement.settle(id)
+    return { id, size, isNew: false }
+  }
+
   /** Puts a hashed temporary in place; for `partial.ts`. True where it is new. */
-  async place (staged: Staged, isLater = false): Promise<boolean> {
+  async place (staged: Staged | StagedSmall, isLater = false): Promise<boolean> {
     const isNew = await this.#placement.place(staged, isLater)
     if (isNew && staged.size > LEAF_BYTES && this.#large !== undefined) noteSize(await this.#large, staged.size, staged.id)
     return isNew
@@ -152,6 +171,7 @@ export class FileStore {
   async putAside (id: ContentId, bytes: Uint8Array): Promise<void> {
     const leaves = leafHash(bytes)
     checkLeaves(id, bytes.length, leaves)
+    if (bytes.length <= SMALL_MOST && await this.asides.write(id, bytes)) return
     await this.asides.take(await this.#write(id, bytes, leaves))
   }
 
@@ -170,7 +190,7 @@ export class FileStore {
 
   /** Ends the threads that hash; the store can still be used, and starts them again. */
   async close (): Promise<void> {
-    await this.hashes.close()
+    await Promise.all([this.hashes.close(), this.#small.close()])
   }
 
   /** The IDs of downloads that an earlier process did not end and that can be gone on with. */
@@ -215,6 +235,17 @@ export class FileStore {
   /** Whether the file is here. */
   async has (id: ContentId): Promise<boolean> {
     return await plainSize(pathOf(this.root, id)) !== undefined
+  }
+
+  /** Which of the files are here. */
+  async having (files: Iterable<{ readonly id: ContentId, readonly size: number }>): Promise<Set<ContentId>> {
+    const here = new Set<ContentId>()
+    await Promise.all(Array.from(files, async ({ id, size }) => {
+      // One of another size is none that was meant; `has` says the same of those that no thread looked for.
+      const path = pathOf(this.root, id)
+      if (await this.#small.ask('has', { path, size }) ?? await plainSize(path) === size) here.add(id)
+    }))
+    return here
   }
 
   /** The path where the file is, or would be. */
