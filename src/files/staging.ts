@@ -4,8 +4,8 @@ import { copyFile, open, unlink, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
-import type { LeafHashes } from './leaf-hashes.js'
-import { contentIdOf, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
+import { MOST_COPIED, type LeafHashes } from './leaf-hashes.js'
+import { contentIdOf, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
 
 // From a path of the person's to a hashed copy in `partial/`, ready to be put into place. The ID is always
 // that of the bytes in the copy, whatever happens to the source meanwhile; a source that changed is an
@@ -40,7 +40,7 @@ export interface ImportOptions {
   readonly signal?: AbortSignal
 }
 
-/** Leaves in flight at once for one file: two for each thread. */
+/** Turns of threads in flight at once for one file: two for each thread. */
 const LANES = 8
 /** How much is written before the disk is told to begin (bytes). */
 const WRITEBACK_BYTES = 64 * LEAF_BYTES
@@ -196,14 +196,17 @@ async function hashLeaves (job: Job, from: FileHandle, to?: FileHandle): Promise
   const count = leafCount(size)
   const leaves = Buffer.allocUnsafe(count * HASH_BYTES)
   const writeback = to === undefined ? undefined : new Writeback(to)
+  // All threads have something to do with a file of a few leaves, too.
+  const most = Math.max(1, Math.min(MOST_COPIED / LEAF_BYTES, Math.floor(count / LANES)))
   let next = 0
   let done = 0
   let failed = false
   const lane = async (): Promise<void> => {
     while (next < count && !failed) {
       signal?.throwIfAborted()
-      const index = next++
-      const length = leafLength(size, index)
+      const index = next
+      next += most
+      const length = Math.min(size - index * LEAF_BYTES, most * LEAF_BYTES)
       const hash = await hashes.copy(path, from.fd, to?.fd, index * LEAF_BYTES, length)
       if (hash === undefined) throw changed(job)
       hash.copy(leaves, index * HASH_BYTES)
