@@ -12,7 +12,7 @@ import type { Way } from './relay.js'
 import { accepting, end, find, output, start, versionOf } from './processes.js'
 
 // Two ends of whatever moves files from a folder here to a folder there: the sender on the contestant's cores, the
-// receiver on the client's.
+// receiver on the client's, which may be the same.
 
 export interface Ends {
   /** The processes, for what they use up. */

@@ -18,6 +18,12 @@ export function shareCores (most: number): Cores {
   return { contestant: all.slice(0, half), client: all.length > half ? all.slice(half) : all }
 }
 
+/** For works whose contestant is at both ends: nobody is a client beside it. */
+export function shared ({ contestant, client }: Cores): Cores {
+  const all = [...new Set([...contestant, ...client])]
+  return { contestant: all, client: all }
+}
+
 /** Whatever was started here and has not been seen to end. */
 const running = new Set<ChildProcess>()
 

@@ -17,7 +17,6 @@ import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
 import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
 import type { ServerCounts } from '../server/counts.js'
-import type { ServerEnvInput, ServerUpdate } from '../server/env.js'
 import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
@@ -30,7 +29,6 @@ import { readAdministrator } from './couch-setup.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge, type BridgeToken } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
-import { NO_MAIL, writeMail } from './mail.js'
 import { renderMetrics } from './metrics.js'
 import { Offers } from './offers.js'
 import { operationsOf } from './operations.js'
@@ -42,9 +40,10 @@ import { watchForGaps } from './gap-watch.js'
 import { Peers } from './peers.js'
 import { isFree, isPortInUse, PATIENCE_MS, patiently } from './ports.js'
 import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
-import { KEEP_FREE_BYTES, PEER_QUOTA_BYTES, Room } from './room.js'
+import { Room } from './room.js'
 import { migrate } from './state-version.js'
-import { firstSettings, writeSettings, type Settings } from './settings.js'
+import { ServerEnv } from './server-env.js'
+import { KeptSettings } from './settings.js'
 import { TrustBook } from './trust-book.js'
 import { TrustLife } from './trust-life.js'
 
@@ -101,9 +100,10 @@ export class Agent {
   /** Imports under way: what they added may not be recorded yet. */
   importing = 0
   readonly #options: AgentOptions
+  readonly #settings: KeptSettings
+  readonly #env: ServerEnv
   readonly #accounts: AccountBook
   readonly #resources: Resources
-  #settings: Settings
   #replicator: CouchReplicator | undefined
   #couch!: CouchHost
   #server!: ServerHost
@@ -117,7 +117,7 @@ export class Agent {
   #revoked: ReadonlySet<DeviceId> = new Set()
   #halted: { readonly reason: string, readonly hint: string } | undefined
 
-  private constructor (options: AgentOptions, { logger, log = new LogTail(), clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: Settings, downloads: Downloads) {
+  private constructor (options: AgentOptions, { logger, log = new LogTail(), clock = systemClock }: AgentCollaborators, resources: Resources, keystore: Keystore, book: TrustBook, cas: CaBook, store: FileStore, settings: KeptSettings, downloads: Downloads) {
     this.home = options.home
     this.#options = options
     this.logger = logger
@@ -130,7 +130,7 @@ export class Agent {
     this.store = store
     this.downloads = downloads
     this.#settings = settings
-    this.#accounts = new AccountBook(settings.programPassword)
+    this.#accounts = new AccountBook(settings.now.programPassword)
     this.events.setMaxListeners(0)
     const couch = (): CouchHost => this.#couch
     const replicator = options.replication === 'couchdb'
@@ -167,8 +167,8 @@ export class Agent {
     this.room = new Room({
       folder: this.home.root,
       couch: () => this.#couch.client,
-      keepFree: () => this.keepFree,
-      quota: device => this.quotaOf(device),
+      settings,
+      isOwn: device => book.known.get(device)?.relation === 'own',
       received: device => this.peers.peer(device)?.received() ?? [],
     })
     this.life = new TrustLife({
@@ -185,6 +185,12 @@ export class Agent {
       halt: (reason, hint) => this.halt(reason, hint),
       retryLinks: () => { for (const { link } of this.peers.all()) if (!link.connected) link.retry() },
       emit: event => { this.emit(event) },
+    })
+    this.#env = new ServerEnv(options, {
+      keystore, book, accounts: this.#accounts, life: this.life, couch,
+      revoked: () => this.#revoked,
+      databases: () => this.#databases,
+      offers: () => this.#offers,
     })
     this.sources = new FileSources(this.peers, () => this.#couch.client, logger)
   }
@@ -207,7 +213,7 @@ export class Agent {
       const cas = await CaBook.open(home.root)
       const store = await FileStore.open(home.files)
       resources.add(() => store.close())
-      const settings = await firstSettings(home.root, options.name)
+      const settings = await KeptSettings.open(home.root, options.name)
       const downloads = await Downloads.open(home.root, store, { clock, logger: collaborators.logger }, event => { agent.emit(event) })
       const agent: Agent = new Agent(options, collaborators, resources, keystore, book, cas, store, settings, downloads)
       await agent.#start(lock.wasLeftBehind ? PATIENCE_MS : 0)
@@ -218,14 +224,12 @@ export class Agent {
     }
   }
 
-  get name (): string { return this.#settings.name }
-  /** Bytes that stay free on the disk whatever is received. */
-  get keepFree (): number { return this.#settings.keepFree ?? KEEP_FREE_BYTES }
+  get name (): string { return this.#settings.now.name }
   get couch (): CouchHost { return this.#couch }
   get allowRouted (): boolean { return this.#options.allowRouted ?? false }
   get pairing (): Pairing { return this.#pairing }
   /** Where the bridge is, and its login for any database of any peer. */
-  get bridgeLogin (): { url: string, username: string, token: string } { return { url: this.#bridge.url, username: BRIDGE_USER, token: this.#settings.bridgeToken } }
+  get bridgeLogin (): { url: string, username: string, token: string } { return { url: this.#bridge.url, username: BRIDGE_USER, token: this.#settings.now.bridgeToken } }
   get following (): Following { return this.#following }
   get offers (): Offers { return this.#offers }
   get databases (): readonly DatabaseName[] { return this.#databases }
@@ -244,23 +248,7 @@ export class Agent {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
   }
 
-  get #bridgeToken (): BridgeToken { return { token: this.#settings.bridgeToken, program: 'patchcord bridge', scope: 'general' } }
-
-  /** What the databases received from a device may fill (bytes), or undefined where it has no quota. */
-  quotaOf (device: DeviceId): number | undefined {
-    const chosen = this.#settings.quotas?.[device]
-    if (chosen !== undefined) return chosen ?? undefined
-    return this.book.known.get(device)?.relation === 'own' ? undefined : PEER_QUOTA_BYTES
-  }
-
-  /** Keeps what stays free, and the quota of a device (null for none); what waits for room looks again. */
-  async setRoom ({ keepFree, device, quota }: { keepFree?: number | undefined, device?: DeviceId | undefined, quota?: number | null | undefined }): Promise<void> {
-    await this.#keep({
-      ...keepFree === undefined ? {} : { keepFree },
-      ...device === undefined || quota === undefined ? {} : { quotas: { ...this.#settings.quotas, [device]: quota } },
-    })
-    for (const peer of this.peers.all()) peer.retryReceiving()
-  }
+  get #bridgeToken (): BridgeToken { return { token: this.#settings.now.bridgeToken, program: 'patchcord bridge', scope: 'general' } }
 
   emit (event: object): void {
     this.events.emit('event', event)
@@ -300,7 +288,7 @@ export class Agent {
   /** Brings server, accounts and links in step with the book; how many connections that cut. */
   async apply (change: Change): Promise<number> {
     this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
-    const toServer = async (): Promise<number> => (await this.#server.update(await this.#parts())).cut
+    const toServer = async (): Promise<number> => (await this.#server.update(await this.#env.parts())).cut
     let cut: number
     if (change === 'taking') {
       // Who is revoked is not let in again, so its last mail, which tells it, goes out before it is cut.
@@ -356,7 +344,7 @@ export class Agent {
 
   /** Tells the server what others are offered and lent now. */
   async mailChanged (): Promise<void> {
-    await this.#server.update({ mail: this.#mail(), lent: this.#offers.lent() })
+    await this.#server.update({ mail: this.#env.mail(), lent: this.#env.lent() })
   }
 
   /** To be called as soon as the service is told to end: a signal to the whole group of processes ends the children too, before
@@ -384,10 +372,10 @@ export class Agent {
     const accounts = this.#accounts.all(this.book, this.#revoked)
     const { owner } = this.#accounts
     if (own === undefined) {
-      const port = this.#settings.couchPort ?? 0
+      const port = this.#settings.now.couchPort ?? 0
       this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts, owner, inProcess, logger, onDatabases }))
       // Checkpoints of the person's own programs depend on the URL.
-      await this.#keep({ couchPort: Number(new URL(this.#couch.url).port) })
+      await this.#settings.keep({ couchPort: Number(new URL(this.#couch.url).port) })
     } else {
       this.#couch = await useCouch({ ...own, device: this.keystore.identity.device, accounts, owner, clock, logger, onDatabases })
     }
@@ -396,29 +384,29 @@ export class Agent {
 
     this.#offers = await Offers.open(this)
     let port = await this.#choosePort()
-    const options = { folders: { data: home.files, folder: home.root }, env: () => this.#env(port), logger, clock, onLogLine: (line: string) => { this.#serverSaid(line) }, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
+    const options = { folders: { data: home.files, folder: home.root }, env: () => this.#env.whole(this.#server?.addresses[0]?.port ?? port), logger, clock, onLogLine: (line: string) => { this.#serverSaid(line) }, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
     const host = (): Promise<ServerHost> => inProcess ? hostInProcess(options) : hostChild(options)
     if (!isHalted) {
       this.#server = await patiently(patience, host).catch(async (error: unknown) => {
         // Another device of this machine, started at the same time, may have been quicker.
-        if (!isPortInUse(error) || this.#options.listen !== undefined || this.#settings.port !== undefined) throw error
+        if (!isPortInUse(error) || this.#options.listen !== undefined || this.#settings.now.port !== undefined) throw error
         port = 0
         return await host()
       })
     }
     this.#resources.add(() => this.#server.stop())
-    if (!isHalted && this.#options.listen === undefined) await this.#keep({ port: this.#server.addresses[0]!.port })
+    if (!isHalted && this.#options.listen === undefined) await this.#settings.keep({ port: this.#server.addresses[0]!.port })
 
     if (this.#replicator !== undefined && this.#couch.kind === 'embedded') throw new PatchcordError('usage', 'the embedded database has no scheduler of its own', { hint: 'name a CouchDB with --couch, or leave --replication out' })
     await this.#replicator?.clear()
     this.#bridge = await patiently(patience, () => startBridge({
-      port: this.#settings.bridgePort ?? 0, logger, clock,
+      port: this.#settings.now.bridgePort ?? 0, logger, clock,
       tokens: [this.#bridgeToken],
       peerAgent: device => this.peers.peer(device)?.link.agent,
     }))
     this.#resources.add(() => this.#bridge.stop())
-    await this.#keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
+    await this.#settings.keep({ bridgePort: Number(new URL(this.#bridge.url).port) })
     await this.#startFollowing()
     this.#resources.add(() => this.peers.stop())
     const gaps = watchForGaps(clock, () => { this.peers.woke() })
@@ -485,68 +473,18 @@ export class Agent {
     this.#databases = names.toSorted()
     this.emit({ event: 'databases', databases: this.#databases })
     // Before the server runs there is nobody to tell: its env will have them.
-    if (this.#server !== undefined) await this.#server.update({ couch: this.#couchPart(), mail: this.#mail() })
+    if (this.#server !== undefined) await this.#server.update({ couch: this.#env.couch(), mail: this.#env.mail() })
     await this.#following?.reconcile(this.#databases)
   }
 
   async #choosePort (): Promise<number> {
     const { listen } = this.#options
     if (listen !== undefined) return listen.port
-    if (this.#settings.port !== undefined) return this.#settings.port
+    if (this.#settings.now.port !== undefined) return this.#settings.now.port
     return await isFree(DEFAULT_PORT) ? DEFAULT_PORT : 0
   }
 
-  async #env (port: number): Promise<ServerEnvInput> {
-    const { listen, allowRouted = false, limits, logLevel = 'info' } = this.#options
-    const bound = this.#server?.addresses[0]?.port
-    return {
-      version: 1,
-      listen: [{ host: listen === undefined ? '::' : hostOf(listen), port: bound ?? port }],
-      ...await this.#parts(),
-      files: { root: this.home.files },
-      allowRouted,
-      ...limits === undefined ? {} : { limits },
-      log: { level: logLevel },
-    }
-  }
-
-  /** Everything that an update may replace, as the book has it now. */
-  async #parts (): Promise<Required<Pick<ServerEnvInput, 'identity' | 'whitelist' | 'revoked' | 'grants' | 'couch' | 'mail' | 'lent'>> & ServerUpdate> {
-    const { device, serverCertificate, userCa } = this.keystore.identity
-    return {
-      identity: { device, key: await this.keystore.serverKey(), certificates: serverCertificate, userCa },
-      whitelist: [...this.book.whitelist],
-      revoked: [...this.#revoked],
-      grants: this.book.grants,
-      couch: this.#couchPart(),
-      mail: this.#mail(),
-      lent: this.#offers?.lent() ?? [],
-    }
-  }
-
-  #mail (): Record<DeviceId, Record<string, unknown>> {
-    const mail: Record<DeviceId, Record<string, unknown>> = {}
-    const written = writeMail(this.book, this.#databases, device => this.#offers?.mailFor(device) ?? NO_MAIL)
-    for (const known of this.book.known.values()) mail[known.device] = { ...written[known.device], ...this.life.mailFor(known) }
-    return mail
-  }
-
   async #tellMail (): Promise<void> {
-    await this.#server.update({ mail: this.#mail() })
-  }
-
-  #couchPart (): NonNullable<ServerEnvInput['couch']> {
-    const credentials = Object.fromEntries([...this.#accounts.grants(this.book)].map(([name, account]) => {
-      const { username, password } = this.#couch.loginOf(account)
-      return [name, { username, password }]
-    }))
-    return { url: this.#couch.url, databases: [...this.#databases], credentials }
-  }
-
-  async #keep (settings: Partial<Settings>): Promise<void> {
-    const next = { ...this.#settings, ...settings }
-    if (JSON.stringify(next) === JSON.stringify(this.#settings)) return
-    await writeSettings(this.home.root, next)
-    this.#settings = next
+    await this.#server.update({ mail: this.#env.mail() })
   }
 }

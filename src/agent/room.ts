@@ -3,19 +3,19 @@ import * as v from 'valibot'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import type { CouchClient } from './couch-client.js'
+import type { KeptSettings } from './settings.js'
 
 /** What stays free on this device's disk, and what one device of another person may fill of it, unless told otherwise
  * (bytes). Own devices have no quota but the disk. */
-export const KEEP_FREE_BYTES = 512 * 1024 * 1024
-export const PEER_QUOTA_BYTES = 10 * 1024 * 1024 * 1024
+const KEEP_FREE_BYTES = 512 * 1024 * 1024
+const PEER_QUOTA_BYTES = 10 * 1024 * 1024 * 1024
 
 export interface RoomOptions {
   /** A folder on the disk that is filled. */
   readonly folder: string
   readonly couch: () => CouchClient
-  readonly keepFree: () => number
-  /** What a device may fill, or undefined where it has no quota. */
-  readonly quota: (device: DeviceId) => number | undefined
+  readonly settings: KeptSettings
+  readonly isOwn: (device: DeviceId) => boolean
   /** The local databases that are received from a device. */
   readonly received: (device: DeviceId) => readonly DatabaseName[]
 }
@@ -32,12 +32,32 @@ export class Room {
     this.#options = options
   }
 
+  /** Bytes that stay free on the disk whatever is received. */
+  get keepFree (): number { return this.#options.settings.now.keepFree ?? KEEP_FREE_BYTES }
+
+  /** What the databases received from a device may fill (bytes), or undefined where it has no quota. */
+  quotaOf (device: DeviceId): number | undefined {
+    const { settings, isOwn } = this.#options
+    const chosen = settings.now.quotas?.[device]
+    if (chosen !== undefined) return chosen ?? undefined
+    return isOwn(device) ? undefined : PEER_QUOTA_BYTES
+  }
+
+  /** Keeps what stays free, and the quota of a device (null for none). */
+  async set ({ keepFree, device, quota }: { keepFree?: number | undefined, device?: DeviceId | undefined, quota?: number | null | undefined }): Promise<void> {
+    const { settings } = this.#options
+    await settings.keep({
+      ...keepFree === undefined ? {} : { keepFree },
+      ...device === undefined || quota === undefined ? {} : { quotas: { ...settings.now.quotas, [device]: quota } },
+    })
+  }
+
   /** Throws `disk-full` where `bytes` more from a device would be too many, saying what would help. */
   async check (device: DeviceId, bytes: number): Promise<void> {
-    const { folder, keepFree, quota } = this.#options
-    const { bavail, bsize } = await statfs(folder)
-    if (bavail * bsize - bytes < keepFree()) throw new PatchcordError('disk-full', `less than ${keepFree()} bytes would stay free on the disk`, { hint: 'make room, or keep less free: patchcord quota --keep-free <size>' })
-    const most = quota(device)
+    const { keepFree } = this
+    const { bavail, bsize } = await statfs(this.#options.folder)
+    if (bavail * bsize - bytes < keepFree) throw new PatchcordError('disk-full', `less than ${keepFree} bytes would stay free on the disk`, { hint: 'make room, or keep less free: patchcord quota --keep-free <size>' })
+    const most = this.quotaOf(device)
     if (most === undefined) return
     const used = await this.used(device)
     if (used + bytes > most) throw new PatchcordError('disk-full', `what is received from this device fills its quota of ${most} bytes`, { hint: `raise it: patchcord quota ${device} <size>` })

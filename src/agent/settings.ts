@@ -35,11 +35,32 @@ export async function writeSettings (root: string, settings: Settings): Promise<
   await writeState(pathIn(root), Shape, settings)
 }
 
-/** What is kept, or made at the first run; a name that is given is kept from then on. */
-export async function firstSettings (root: string, name: string | undefined): Promise<Settings> {
-  const found = await readSettings(root)
-  const settings: Settings = found ?? { version: 1, name: hostname().slice(0, 100) || 'this device', programPassword: randomBytes(24).toString('base64url'), bridgeToken: randomBytes(24).toString('base64url') }
-  const named = name === undefined ? settings : { ...settings, name }
-  if (named !== found) await writeSettings(root, named)
-  return named
+/** The settings of a running service. */
+export class KeptSettings {
+  readonly #root: string
+  #now: Settings
+
+  private constructor (root: string, settings: Settings) {
+    this.#root = root
+    this.#now = settings
+  }
+
+  /** What is kept, or made at the first run; a name that is given is kept from then on. Throws as `readSettings` does. */
+  static async open (root: string, name: string | undefined): Promise<KeptSettings> {
+    const found = await readSettings(root)
+    const settings: Settings = found ?? { version: 1, name: hostname().slice(0, 100) || 'this device', programPassword: randomBytes(24).toString('base64url'), bridgeToken: randomBytes(24).toString('base64url') }
+    const named = name === undefined ? settings : { ...settings, name }
+    if (named !== found) await writeSettings(root, named)
+    return new KeptSettings(root, named)
+  }
+
+  get now (): Settings { return this.#now }
+
+  /** Writes nothing where it says what is kept already. */
+  async keep (change: Partial<Settings>): Promise<void> {
+    const next = { ...this.#now, ...change }
+    if (JSON.stringify(next) === JSON.stringify(this.#now)) return
+    await writeSettings(this.#root, next)
+    this.#now = next
+  }
 }

@@ -37,11 +37,15 @@ export function sharingOperations (agent: Agent): Pick<OperationTable, 'bridge' 
       const { device: named, bytes, keepFree } = readArguments(v.strictObject({ device: v.exactOptional(text), bytes: v.exactOptional(v.nullable(amount)), keepFree: v.exactOptional(amount) }), args)
       const known = named === undefined ? undefined : book.find(named)
       if (known === undefined && bytes !== undefined) throw new PatchcordError('usage', 'a quota is one device\'s', { hint: 'patchcord quota <device> <size>' })
-      if (bytes !== undefined || keepFree !== undefined) await agent.setRoom({ keepFree, device: known?.device, quota: bytes })
+      if (bytes !== undefined || keepFree !== undefined) {
+        await agent.room.set({ keepFree, device: known?.device, quota: bytes })
+        // What waits for room looks again.
+        for (const peer of agent.peers.all()) peer.retryReceiving()
+      }
       return {
-        keepFree: agent.keepFree,
+        keepFree: agent.room.keepFree,
         device: known?.device ?? null,
-        quota: known === undefined ? null : agent.quotaOf(known.device) ?? null,
+        quota: known === undefined ? null : agent.room.quotaOf(known.device) ?? null,
         used: known === undefined ? null : await agent.room.used(known.device),
       }
     },

@@ -1,8 +1,10 @@
 import { mkdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { calm } from '../calm.js'
 import { checkLanding, ENDS } from '../ends.js'
 import { MIB, writeRandom } from '../materials.js'
+import { shared } from '../processes.js'
 import { Way } from '../relay.js'
 import type { Prepared } from '../work.js'
 
@@ -22,12 +24,13 @@ export const resume: Prepared = {
         name, version, ...missing === undefined ? {} : { missing },
         async start () {
           const way = new Way()
-          const ends = await open(materials, way)
+          const ends = await open({ ...materials, cores: shared(materials.cores) }, way)
           return {
             async turn () {
               const from = join(materials.folder, `cut-${turns++}`)
               await mkdir(from)
               await writeRandom(join(from, 'file-0'), SIZE)
+              await calm(3 * SIZE)
               const before = way.bytes
               const started = performance.now()
               const cut = way.cutAfter(SIZE / 2)

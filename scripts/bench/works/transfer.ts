@@ -1,10 +1,11 @@
 import { randomBytes } from 'node:crypto'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { calm } from '../calm.js'
 import type { Goal } from '../contest.js'
 import { checkLanding, ENDS } from '../ends.js'
 import { MIB, writeRandom } from '../materials.js'
-import { cpuSeconds } from '../processes.js'
+import { cpuSeconds, shared } from '../processes.js'
 import type { Prepared } from '../work.js'
 
 // From a folder on one device to a folder on another, whole, verified and synced to the disk: what a person waits for.
@@ -15,7 +16,7 @@ function transfer ({ name, title, files, size, unit, goal, rounds }: Plan): Prep
   return {
     work: {
       name, title, unit, better: 'more', group: 'files', rounds, ours: 'patchcord', goal,
-      notes: 'The sender runs on the core of the contestant, the receiver on the core of the client; new random bytes in each turn. patchcord: `send`, which imports into its store, and an inbox that accepts. Syncthing: a scan asked for by REST, until the far end is in sync. rsync: over ssh with AES-128-GCM, `--fsync`.',
+      notes: 'Sender and receiver are both the contestant, and share all cores of the budget; new random bytes in each turn, on the disk before it begins. patchcord: `send`, which imports into its store, and an inbox that accepts. Syncthing: a scan asked for by REST, until the far end is in sync. rsync: over ssh with AES-128-GCM, `--fsync`.',
     },
     prepare: async materials => {
       let turns = 0
@@ -23,13 +24,14 @@ function transfer ({ name, title, files, size, unit, goal, rounds }: Plan): Prep
         contestants: ENDS.map(({ name: who, version, missing, open }) => ({
           name: who, version, ...missing === undefined ? {} : { missing },
           async start () {
-            const ends = await open(materials)
+            const ends = await open({ ...materials, cores: shared(materials.cores) })
             return {
               async turn () {
                 const from = join(materials.folder, `from-${turns++}`)
                 await mkdir(from)
                 if (files === 1) await writeRandom(join(from, 'file-0'), size)
                 else for (let at = 0; at < files; at++) await writeFile(join(from, `file-${at}`), randomBytes(size))
+                await calm(3 * files * size)
                 const before = sum(ends.pids)
                 const started = performance.now()
                 await ends.send(from)
