@@ -38,10 +38,14 @@ export interface ImportOptions {
   readonly onProgress?: (done: number, total: number) => void
   /** Ends the import between two leaves, with the signal's reason; nothing stays behind. */
   readonly signal?: AbortSignal
+  /** Whether nobody waits for the disk: it is then not told to begin. */
+  readonly isLater?: boolean
 }
 
 /** Turns of threads in flight at once for one file: two for each thread. */
 const LANES = 8
+/** Files are left for later up to so many bytes in all (unsettled.ts): as much is read again after a crash. */
+export const MOST_LATER_BYTES = 2 * 1024 ** 3
 /** How much is written before the disk is told to begin (bytes). */
 const WRITEBACK_BYTES = 64 * LEAF_BYTES
 
@@ -192,10 +196,10 @@ async function whole (job: Job, temporary: string, handle: FileHandle, fill: () 
 
 /** The leaf list of the `size` bytes of `from`, which are written to `to` where that is given. */
 async function hashLeaves (job: Job, from: FileHandle, to?: FileHandle): Promise<Buffer> {
-  const { path, size, hashes, options: { onProgress, signal } } = job
+  const { path, size, hashes, options: { onProgress, signal, isLater = false } } = job
   const count = leafCount(size)
   const leaves = Buffer.allocUnsafe(count * HASH_BYTES)
-  const writeback = to === undefined ? undefined : new Writeback(to)
+  const writeback = to === undefined || (isLater && size <= MOST_LATER_BYTES) ? undefined : new Writeback(to)
   // All threads have something to do with a file of a few leaves, too.
   const most = Math.max(1, Math.min(MOST_COPIED / LEAF_BYTES, Math.floor(count / LANES)))
   let next = 0
