@@ -15,8 +15,8 @@ const WORTH_TELLING = 65_536
 const MOST_WORKERS = 4
 /** Bytes that are copied in one turn of a thread: a turn costs the main thread some 0.1 ms, a leaf costs the other 0.9. */
 export const MOST_COPIED = 4 * LEAF_BYTES
-/** Workers that had nothing to do for this long end (ms): each holds some megabytes. */
-const IDLE_MS = 10_000
+/** Workers that had nothing to do for this long end (ms): each holds 10 MiB, and starting one takes 30 ms of a processor. */
+const IDLE_MS = 60_000
 
 /** Memory for one leaf that workers can read. Anything may be in it. */
 export function leafBuffer (): Buffer {
