@@ -1,5 +1,6 @@
 // All faults on real processes: `npm run test:faults [state|downloads|pairing|many] [seed]`. State and downloads take about
-// half an hour each, the pairings ten minutes; the samples in `npm test` run the same code
+// half an hour each, the pairings ten minutes; the samples in `npm test` run the same code. The downloads can be had by parts:
+// `npm run test:faults kill lie`, and with FAULT_RUNS another number of times
 // (test/state-faults.test.ts, test/download-faults.test.ts, test/pairing-faults.test.ts). Exits 1 if anything went wrong.
 // `npm run test:faults grants [seed]` plays 20,000 random operations (GRANTS_OPERATIONS is another number) on whole devices
 // and compares each principal's whole surface with a model; it takes about half an hour (test/grants-walk.test.ts).
@@ -12,10 +13,11 @@ import { fillDisk, killAt, lie, mend, rot, shrink, stall, starveReceiver, starve
 import { manyFiles } from '../test/fixtures/many-files.js'
 import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
 import { beGuardedBy } from '../test/fixtures/processes.js'
-import { startFaultWorld } from '../test/fixtures/fault-world.js'
+import { startFaultWorld, type FaultWorld } from '../test/fixtures/fault-world.js'
 import { drawOperations, playOperations, shrink as shrinkWalk } from '../test/fixtures/grants-walk.js'
 import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-faults.js'
 
+/** Of state. */
 const KILLS = 200
 const LEAVES = 96
 const MANY = 100_000
@@ -23,7 +25,7 @@ const MANY = 100_000
 beGuardedBy(300_000)
 
 const args = process.argv.slice(2)
-const parts = args.filter(arg => ['state', 'downloads', 'pairing', 'grants', 'many'].includes(arg))
+const parts = args.filter(arg => !/^\d+$/.test(arg))
 let seed = Number(args.find(arg => /^\d+$/.test(arg)) ?? 1)
 /** mulberry32: the moments can be had again by the seed. */
 const random = (): number => {
@@ -55,69 +57,96 @@ async function faultState (): Promise<void> {
   await states.laptop.stop()
 }
 
-async function faultDownloads (): Promise<void> {
-  const world = await startFaultWorld(mkdtempSync(join(tmpdir(), 'pcf-')), 2, LEAVES * LEAF_BYTES + 11)
-  // Distrust lasts for a session.
-  const newSession = async (): Promise<void> => {
-    await world.receiver.stop()
-    await world.receiver.start()
+/** What can happen to a download: how often each is tried (FAULT_RUNS is another number), and one try. */
+const DOWNLOADS = new Map<string, readonly [times: number, once: (world: FaultWorld, run: number) => Promise<void>]>([
+  ['kill', [200, async (world, run) => {
+    const leaves = Math.floor(random() * LEAVES)
+    const delay = Math.floor(random() * 20)
+    const { right, written, recorded, again } = await killAt(world, leaves, { delay })
+    say(right && again.length === 0, `kill -9 ${run}: ${written} leaves were written, ${recorded.length} recorded, of which ${again.length} were asked for again`)
+  }]],
+  ['stall', [10, async world => {
+    const { right, seconds } = await stall(world, Math.floor(random() * LEAVES))
+    say(right, `a source that stalls: ${seconds.toFixed(1)} s`)
     await world.receiver.connected(2)
-  }
+  }]],
+  ['vanish', [10, async world => { say((await vanish(world, Math.floor(random() * LEAVES))).right, 'a source that vanishes') }]],
+  ['starve', [3, async world => {
+    const [server, receiver] = [await starveServer(world), await starveReceiver(world)]
+    say(server.isSaid && server.isBack, 'a server without open files says so, and goes on')
+    say(receiver.isSaid && receiver.isBack, 'a receiver without open files says so, and goes on')
+  }]],
+  ['rot', [10, async world => {
+    const leaf = Math.floor(random() * LEAVES)
+    const { right, dropped } = await rot(world, leaf)
+    say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a file that rots under the server in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
+    await mend(world)
+    await newSession(world)
+  }]],
+  ['shrink', [10, async world => {
+    const leaves = Math.floor(random() * LEAVES / 2)
+    const { right, dropped, isNamed } = await shrink(world, leaves)
+    say(right && dropped.length === 0, `a file that shrinks under the server to ${leaves} leaves${isNamed ? ', which its log names' : ' (none of what is gone was asked for)'}`)
+    await mend(world)
+    await newSession(world)
+  }]],
+  ['lie', [10, async world => {
+    const leaf = Math.floor(random() * LEAVES)
+    const { right, dropped, isLogged, askedAgain } = await lie(world, leaf)
+    const isNamed = dropped.length === 0 || (isLogged && dropped.every(({ device, leaf: at }) => device === world.sources[0]?.service?.ready.device && at !== null && at % 100 === leaf % 100))
+    say(right && isNamed && askedAgain === 0, `a peer that lies in one leaf of a hundred (${leaf % 100})${dropped.length === 0 ? ', which it was not asked for' : ', and is dropped'}`)
+    await newSession(world)
+  }]],
+])
+
+/** Distrust lasts for a session. */
+async function newSession ({ receiver, sources }: FaultWorld): Promise<void> {
+  await receiver.stop()
+  await receiver.start()
+  await receiver.connected(sources.length)
+}
+
+async function faultDownloads (kinds: readonly string[]): Promise<void> {
+  const begin = (): Promise<FaultWorld> => startFaultWorld(mkdtempSync(join(tmpdir(), 'pcf-')), 2, LEAVES * LEAF_BYTES + 11)
+  let world = await begin()
   try {
-    for (let run = 1; run <= KILLS; run++) {
-      const leaves = Math.floor(random() * LEAVES)
-      const delay = Math.floor(random() * 20)
-      const { right, written, recorded, again } = await killAt(world, leaves, { delay })
-      say(right && again.length === 0, `kill -9 ${run}: ${written} leaves were written, ${recorded.length} recorded, of which ${again.length} were asked for again`)
-    }
-    for (let run = 1; run <= 10; run++) {
-      const { right, seconds } = await stall(world, Math.floor(random() * LEAVES))
-      say(right, `a source that stalls: ${seconds.toFixed(1)} s`)
-      await world.receiver.connected(2)
-    }
-    for (let run = 1; run <= 10; run++) say((await vanish(world, Math.floor(random() * LEAVES))).right, 'a source that vanishes')
-    for (let run = 1; run <= 3; run++) {
-      const [server, receiver] = [await starveServer(world), await starveReceiver(world)]
-      say(server.isSaid && server.isBack, 'a server without open files says so, and goes on')
-      say(receiver.isSaid && receiver.isBack, 'a receiver without open files says so, and goes on')
-    }
-    for (let run = 1; run <= 10; run++) {
-      const leaf = Math.floor(random() * LEAVES)
-      const { right, dropped } = await rot(world, leaf)
-      say(right && dropped.every(device => device === world.sources[0]?.service?.ready.device), `a file that rots under the server in leaf ${leaf}${dropped.length === 0 ? ' (which it was not asked for)' : ''}`)
-      await mend(world)
-      await newSession()
-    }
-    for (let run = 1; run <= 10; run++) {
-      const leaves = Math.floor(random() * LEAVES / 2)
-      const { right, dropped, isNamed } = await shrink(world, leaves)
-      say(right && dropped.length === 0, `a file that shrinks under the server to ${leaves} leaves${isNamed ? ', which its log names' : ' (none of what is gone was asked for)'}`)
-      await mend(world)
-      await newSession()
-    }
-    for (let run = 1; run <= 10; run++) {
-      const leaf = Math.floor(random() * LEAVES)
-      const { right, dropped, isLogged, askedAgain } = await lie(world, leaf)
-      const isNamed = dropped.length === 0 || (isLogged && dropped.every(({ device, leaf: at }) => device === world.sources[0]?.service?.ready.device && at !== null && at % 100 === leaf % 100))
-      say(right && isNamed && askedAgain === 0, `a peer that lies in one leaf of a hundred (${leaf % 100})${dropped.length === 0 ? ', which it was not asked for' : ', and is dropped'}`)
-      await newSession()
+    for (const [kind, [times, once]] of DOWNLOADS) {
+      if (!kinds.includes(kind)) continue
+      const from = performance.now()
+      for (let run = 1; run <= Number(process.env['FAULT_RUNS'] ?? times); run++) {
+        try {
+          await once(world, run)
+        } catch (error) {
+          say(false, `${kind} ${run}: ${String(error)}`)
+          await world.stop()
+          world = await begin()
+        }
+      }
+      process.stdout.write(`${kind}: ${Math.round((performance.now() - from) / 1000)} s\n`)
     }
   } finally {
     await world.stop()
   }
+}
 
+async function faultDisk (): Promise<void> {
   const disk = mkdtempSync(join(tmpdir(), 'pcd-'))
   try {
     execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64m', 'none', disk], { stdio: 'ignore' })
-    const small = await startFaultWorld(join(disk, 'w'), 1, 8 * LEAF_BYTES)
+  } catch (error) {
+    rmdirSync(disk)
+    process.stdout.write(`NOT TESTED: a full disk takes root to mount a small one (${String(error)})\n`)
+    return
+  }
+  const small = await startFaultWorld(join(disk, 'w'), 1, 8 * LEAF_BYTES)
+  try {
     const { right, paused } = await fillDisk(small, disk)
     say(right && paused, 'a full disk is waited for')
+  } finally {
     await small.stop()
     execFileSync('umount', [disk])
-  } catch (error) {
-    process.stdout.write(`NOT TESTED: a full disk takes root to mount a small one (${String(error)})\n`)
+    rmdirSync(disk)
   }
-  rmdirSync(disk)
 }
 
 /** A store of 100,000 files: nothing is lost or slow beyond reason, and the memory stays bounded. */
@@ -163,9 +192,14 @@ async function walkGrants (): Promise<void> {
   rmSync(folder, { recursive: true, force: true })
 }
 
-if (parts.length === 0 || parts.includes('grants')) await walkGrants()
-if (parts.length === 0 || parts.includes('state')) await faultState()
-if (parts.length === 0 || parts.includes('pairing')) await faultPairing()
-if (parts.length === 0 || parts.includes('many')) await manyInStore()
-if (parts.length === 0 || parts.includes('downloads')) await faultDownloads()
+const isChosen = (part: string): boolean => parts.length === 0 || parts.includes(part)
+const kinds = [...DOWNLOADS.keys(), 'full'].filter(kind => isChosen('downloads') || parts.includes(kind))
+const unknown = parts.filter(part => !['state', 'downloads', 'pairing', 'grants', 'many', 'full', ...DOWNLOADS.keys()].includes(part))
+if (unknown.length > 0) throw new Error(`there is no part ${unknown.join(' ')}`)
+if (isChosen('grants')) await walkGrants()
+if (isChosen('state')) await faultState()
+if (isChosen('pairing')) await faultPairing()
+if (isChosen('many')) await manyInStore()
+if (kinds.some(kind => kind !== 'full')) await faultDownloads(kinds)
+if (kinds.includes('full')) await faultDisk()
 process.exit(failed === 0 ? 0 : 1)

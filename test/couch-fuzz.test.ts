@@ -1,4 +1,5 @@
 import t from 'tap'
+import { fuzzAnswers, fuzzBytes, fuzzParser } from './fixtures/answer-fuzz.js'
 import { fuzzEmbedded, fuzzGate } from './fixtures/couch-fuzz.js'
 
 // A sample of what `npm run test:fuzz` does for as long as it is told.
@@ -17,4 +18,13 @@ await t.test('mutated requests neither end the embedded database nor leave desig
   t.equal(requests, 200)
   t.same(outliers, [])
   t.ok(taken > 8, `${taken} were taken`)
+})
+
+await t.test('a mutated answer, of a CouchDB or of a peer, is nobody else\'s, and spoils no honest one', async t => {
+  for (const [fuzz, count, least] of [[fuzzAnswers, 720, 60], [fuzzParser, 3_600, 600], [fuzzBytes, 720, 10]] as const) {
+    const { requests, taken, outliers } = await fuzz(count, SEED)
+    t.equal(requests, count)
+    t.same(outliers, [], fuzz.name)
+    t.ok(taken > least, `${taken} were taken`)
+  }
 })

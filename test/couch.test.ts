@@ -360,6 +360,7 @@ void t.test('an answer is the same however it comes in pieces, and what is none 
     ...['', 'Content-Length: +1', 'Content-Length: 0x1', 'Content-Length: 1, 1', 'Content-Length: 1\r\nContent-Length: 1', 'Content-Length: 1\r\nTransfer-Encoding: chunked', 'Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked', 'Transfer-Encoding: Chunked', 'Transfer-Encoding: gzip, chunked', 'Transfer-Encoding: identity'].map(lines => `HTTP/1.1 200 OK\r\n${lines}\r\n\r\n`),
     'HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n', 'HTTP/1.1 101 Switching\r\n\r\n', `HTTP/1.1 200 OK\r\nX: ${'y'.repeat(17_000)}`, `${'HTTP/1.1 100 Continue\r\n\r\n'.repeat(1000)}`,
     ...['-1', '0x1', ' 1', '1 ', '', 'g', '123456789', `1;${'x'.repeat(300)}`].map(size => `${chunked}${size}\r\n1\r\n0\r\n\r\n`), `${chunked}1\r\n12\r\n0\r\n\r\n`, `${chunked}1\n1\r\n0\r\n\r\n`, `${chunked}0\r\n${'X: y\r\n'.repeat(4000)}\r\n`,
+    ...['X', 'X : y', ' X: y', 'X: y\r\n z', 'X: \u0000', ': y', 'Content-Length: 0', 'transfer-encoding: chunked'].map(line => `${chunked}0\r\n${line}\r\n\r\n`),
   ]) for (const size of [1, 7, 65_536]) t.equal(read('GET', text, size), 'bad', `${JSON.stringify(text.slice(0, 120))} by ${size}`)
   t.end()
 })

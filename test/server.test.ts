@@ -14,6 +14,7 @@ import { fileURLToPath } from 'node:url'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import fc from 'fast-check'
+import { pino } from 'pino'
 import t from 'tap'
 import { PatchcordError } from '../src/core/errors.js'
 import type { ContentId, DatabaseName } from '../src/core/ids.js'
@@ -25,9 +26,11 @@ import { Connections } from '../src/server/connections.js'
 import { readLines } from '../src/server/control-channel.js'
 import { Dispatch } from '../src/server/dispatch.js'
 import { parseEnv } from '../src/server/env.js'
+import { Shortage } from '../src/server/shortage.js'
 import { Sources } from '../src/server/sources.js'
 import { buildState } from '../src/server/state.js'
 import { answerText, RawUpstream } from './couch-fixtures.js'
+import { LabClock } from '../src/testing/clock.js'
 import { ManualClock } from './fixtures/manual-clock.js'
 import { basicConstraints, EKU, extendedKeyUsage, idOf, keyUsage, makePki, p256Key, toPem, YEAR_MS } from './fixtures/mint.js'
 import { ask, Client, device, envOf, eventually, friend, friendDevice, get, GRANTS, head, keyPem, laptop, serverId, serverIdentity, serverKey, start, strangerDevice, user, writer, type Credential } from './fixtures/server-world.js'
@@ -492,7 +495,8 @@ await t.test('another server certificate is for new handshakes', async t => {
 })
 
 await t.test('a request that waits for facts while they change is decided by what holds afterwards', async t => {
-  const clock = new ManualClock(Date.now())
+  const clock = new LabClock()
+  t.teardown(() => { clock.stop() })
   const env = (lent: ServerEnv['lent']) => buildState(parseEnv(envOf({ lent: lent! })))
   let state = env([{ device: friendDevice.id, files: [BIG], until: new Date(clock.now() + 1000).toISOString() }])
   const connections = new Connections(DEFAULT_LIMITS)
@@ -501,6 +505,7 @@ await t.test('a request that waits for facts while they change is decided by wha
   const dispatch = new Dispatch({
     state: () => state, connections, limits: DEFAULT_LIMITS, clock, logger: silentLogger(),
     readRecords: () => new Promise(resolve => { release = () => { resolve([]) } }),
+    onShortage: () => undefined,
     handle: async (_permit, _request, _message, response) => {
       handled++
       response.end('it')
@@ -560,6 +565,37 @@ await t.test('the port takes in so many that are not yet admitted, and no more',
   t.strictSame(admitted.map(({ statuses }) => statuses), Array.from({ length: 12 }, () => [200]), 'who is admitted no longer counts')
   t.ok(await eventually(() => silent.every(({ closed }) => closed)), 'a handshake has so much time')
   for (const client of [served, ...admitted]) client.end()
+})
+
+await t.test('a want of open files is said once, and once that it is over', async t => {
+  const clock = new ManualClock(Date.now())
+  const lines: string[] = []
+  const logger = pino({ level: 'info' }, { write: (line: string) => { lines.push((JSON.parse(line) as { msg: string }).msg.slice(0, 30)) } })
+  let problem: string | undefined
+  const shortage = new Shortage({ clock, logger, probe: async () => { if (problem !== undefined) throw Object.assign(new Error(problem), { code: problem }) } })
+  const settled = (): Promise<void> => new Promise(resolve => { setImmediate(resolve) })
+  await shortage.look()
+  problem = 'EACCES'
+  await shortage.look()
+  t.strictSame([lines, clock.timers], [[], 0], 'enough, and what says nothing of it')
+  // Nobody hears of who is turned away: the look finds it.
+  problem = 'EMFILE'
+  await shortage.look()
+  shortage.noticed('a file cannot be opened')
+  shortage.noticed('a connection could not be accepted')
+  for (let second = 0; second < 5; second++) {
+    clock.advance(1_000)
+    await settled()
+  }
+  t.strictSame([lines, clock.timers], [['too many open files: who conne'], 1])
+  problem = undefined
+  clock.advance(1_000)
+  await settled()
+  t.strictSame([lines.slice(1), clock.timers], [['there are open files again'], 0])
+  shortage.noticed('a file cannot be opened')
+  t.equal(lines.length, 3, 'the next one is said again')
+  shortage.stop()
+  t.equal(clock.timers, 0)
 })
 
 await t.test('an interface gives in as many connections as its bucket holds', async t => {
@@ -693,7 +729,8 @@ await t.test('files: own devices read all, a peer what is recorded for it, and t
   await put(secret, 'secret file', ['secret'])
   await put(lent, 'lent file')
   await put(large, 3 * 1_048_576, ['shared'])
-  const clock = new ManualClock(Date.now())
+  const clock = new LabClock()
+  t.teardown(() => { clock.stop() })
   const { port, server, log } = await start(t, { files: { root }, lent: [{ device: friendDevice.id, files: [lent], until: new Date(clock.now() + 60_000).toISOString() }] }, { clock })
   const nothing = seen(await ask(port, friendDevice, `/files/${absent}`))
   t.match(nothing, [404])
@@ -729,13 +766,36 @@ await t.test('files: own devices read all, a peer what is recorded for it, and t
   t.strictSame(JSON.parse((await ask(port, laptop, `/files/${lent}/records`)).text), { databases: [] })
 
   t.match(await ask(port, friendDevice, `/files/${lent}`), { status: 200, text: 'lent file' })
-  clock.advance(59_999)
+  clock.advance(30_000)
   t.equal((await ask(port, friendDevice, `/files/${lent}`)).status, 200)
-  clock.advance(1)
+  clock.advance(30_000)
   t.strictSame(seen(await ask(port, friendDevice, `/files/${lent}`)), nothing, 'a loan that ended')
   await server.update({ grants: { ...GRANTS, own: { databases: {}, files: 'referenced' } } })
   t.equal((await ask(port, laptop, `/files/${secret}`)).status, 404, 'own devices only where their grant says all')
   t.notOk(log.text().includes('secret file'))
+})
+
+await t.test('a file that is not there and one that is not the caller\'s are refused after the same time, whatever reading the records took', async t => {
+  const { root, put } = await startStore(t)
+  const [secret, absent] = ids('cg') as [ContentId, ContentId]
+  await put(secret, 'secret file', ['secret', 'other'])
+  const clock = new ManualClock(Date.now())
+  const { port } = await start(t, { files: { root } }, { clock })
+  for (const headers of [{}, { 'if-none-match': `"${secret}"` }, { range: 'bytes=0-' }]) {
+    const answered: string[] = []
+    const asking = [secret, absent, `${secret}/leaves`, `${absent}/leaves`, `${secret}?database=shared`, `${absent}?database=shared`].map(path => ask(port, friendDevice, `/files/${path}`, { headers }).then(answer => {
+      answered.push(path)
+      return seen(answer)
+    }))
+    // Long enough for any disk.
+    await new Promise(resolve => { setTimeout(resolve, 100) })
+    clock.advance(9)
+    await new Promise(resolve => { setTimeout(resolve, 50) })
+    t.strictSame(answered, [], 'none is answered before its time')
+    clock.advance(1)
+    const [first, ...others] = await Promise.all(asking)
+    for (const other of others) t.strictSame(other, first)
+  }
 })
 
 await t.test('without a store there are no files', async t => {
@@ -818,6 +878,19 @@ await t.test('couch: absent and not granted are the same bytes, and a reader can
     t.equal(upstream.requests.filter(({ target }) => target !== '/absent').length, 0, 'none of it reached CouchDB')
     t.strictSame(seen(await ask(port, laptop, '/couch/absent', { method })), missing, 'what CouchDB itself does not have, too')
   }
+  // Whatever else is said of it: conditions, ranges, parameters, bodies that would be refused.
+  const before = upstream.requests.length
+  for (const [method, rest, headers, body] of [
+    ['GET', '', { 'if-none-match': '*' }], ['GET', '/doc', { 'if-none-match': '"1-a"', 'if-match': '*' }], ['GET', '/doc/file', { range: 'bytes=0-0' }], ['HEAD', '/doc', { range: 'bytes=9-' }],
+    ['GET', '/_changes?feed=longpoll', {}], ['GET', '/_changes?feed=continuous&since=now&heartbeat=1000', {}], ['GET', '/_all_docs?no=such', {}], ['GET', '/doc?rev=none', {}], ['GET', '/_design/a/_view/b', {}],
+    ['POST', '', {}, '{"_id":"_design/x"}'], ['POST', '/_bulk_docs', {}, '{"docs":[{"_id":"_local/x"}]}'], ['POST', '/_bulk_docs', { 'content-encoding': 'gzip' }, 'x'], ['POST', '/_find', {}, '{"selector":{}}'], ['POST', '/_revs_diff', { 'content-type': 'text/plain' }, '{'],
+    ['PUT', '/doc', {}, '{}'], ['PUT', '/doc', {}, '{"a":1,'], ['PUT', '/doc/file', { 'content-type': 'image/png' }, 'x'.repeat(100_000)], ['PUT', '/_local/x', {}, '{}'], ['PUT', '/_local/x', {}, 'x'.repeat(100_000)], ['PUT', '/doc', { expect: '100-continue' }, '{}'], ['DELETE', '/doc?rev=1-a', {}],
+  ] as ReadonlyArray<readonly [string, string, Record<string, string>, string?]>) {
+    const [secret, absent] = await Promise.all(['secret', 'absent'].map(async name => seen(await ask(port, friendDevice, `/couch/${name}${rest}`, { method, headers, ...body === undefined ? {} : { body } }))))
+    t.strictSame(secret, absent, `${method} ${rest} with ${JSON.stringify(headers)}`)
+    t.match(secret, [404])
+  }
+  t.equal(upstream.requests.length, before, 'and CouchDB is asked about neither: what it takes to answer tells nothing')
   for (const [method, path, status] of [
     ['PUT', 'shared/doc', 403], ['DELETE', 'shared/doc', 403], ['POST', 'shared', 403], ['POST', 'shared/_bulk_docs', 403], ['PUT', 'shared/doc/file', 403], ['POST', 'shared/_find', 403], ['GET', 'shared/_design/a/_view/b', 403],
     ['DELETE', 'shared', 404], ['PUT', 'shared', 404], ['PUT', 'shared/_design/a', 404], ['DELETE', 'shared/_local/a', 404], ['COPY', 'shared/doc', 404], ['PATCH', 'shared/doc', 404],
@@ -965,10 +1038,9 @@ await t.test('SIGTERM stops it, also before it has an env', async t => {
   const [waiting, running] = [run(t), run(t)]
   running.process.stdin.write(line(envOf()))
   t.ok(await eventually(() => running.out().length === 1, 10_000))
-  // Until it has said that it wants the signal, the system ends it by its own rules.
-  const catches = async (): Promise<boolean> => ((BigInt(`0x${/SigCgt:\s*(\w+)/.exec(await readFile(`/proc/${waiting.process.pid}/status`, 'utf8'))![1]!}`) >> 14n) & 1n) === 1n
+  // Until it has said that it wants the signal, Node ends it by its own rules, and catches it for that. What follows is SIGHUP.
+  const catches = async (): Promise<boolean> => ((BigInt(`0x${/SigCgt:\s*(\w+)/.exec(await readFile(`/proc/${waiting.process.pid}/status`, 'utf8'))![1]!}`)) & 1n) === 1n
   while (!await catches()) await sleep(10)
-  await sleep(50)
   running.process.kill('SIGTERM')
   waiting.process.kill('SIGTERM')
   t.equal(await running.exited, 0)

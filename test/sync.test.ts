@@ -1,20 +1,32 @@
+import { spawn } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { Agent as HttpAgent, createServer as createHttpServer, type IncomingMessage, type RequestListener } from 'node:http'
 import { connect as tcpConnect, createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
+import { createInterface } from 'node:readline'
 import { createServer as createTlsServer, type TLSSocket } from 'node:tls'
-import t from 'tap'
+import { fileURLToPath } from 'node:url'
+import t, { type Test } from 'tap'
 import type { Address } from '../src/core/address.js'
 import { systemClock } from '../src/core/clock.js'
 import { PatchcordError } from '../src/core/errors.js'
 import type { DatabaseName, DeviceId } from '../src/core/ids.js'
 import { silentLogger } from '../src/core/log.js'
 import { startEmbedded } from '../src/embedded/front.js'
+import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
+import { FileStore } from '../src/files/store.js'
 import { issueDevice, issueServer, createUserCa } from '../src/identity/certificates.js'
 import { deviceIdOf, generateKey, privateKeyToPem, spkiOf } from '../src/identity/keys.js'
-import { askPeer, PeerAgent, readBody } from '../src/sync/peer-agent.js'
+import { askFirst, askLeaves, askRange, type Source } from '../src/sync/ask-file.js'
+import { Distrust } from '../src/sync/distrust.js'
+import { download } from '../src/sync/download.js'
+import { askPeer, bytePool, PeerAgent, readBody } from '../src/sync/peer-agent.js'
 import { PeerLink } from '../src/sync/peer-link.js'
 import { Pull } from '../src/sync/pull.js'
+import { until } from './fixtures/processes.js'
+import type { StopsAt } from './fixtures/stopping-peer.js'
 
 // The other side is hostile in all of this: a peer that was paired and turned, or a stranger at its address.
 
@@ -119,6 +131,98 @@ await t.test('an endless answer is cut at the bound', async t => {
   await t.rejects(askPeer(agent, peer.device, '/mail').then(answer => readBody(answer, 1_000_000)), { code: 'too-large' })
   while (!ended) await new Promise(resolve => { setTimeout(resolve, 10) })
   agent.destroy()
+})
+
+const STOPPING = fileURLToPath(new URL('fixtures/stopping-peer.js', import.meta.url))
+
+/** A pool towards a process that is stopped at a moment; whether it is so yet. */
+async function stoppingPeer (t: Test, at: StopsAt, answer = ''): Promise<{ source: Source, isStopped: () => boolean }> {
+  const child = spawn(process.execPath, [STOPPING], { stdio: ['pipe', 'pipe', 'inherit'] })
+  child.stdin.end(JSON.stringify({ key: peer.serverKey, cert: peer.serverCertificate, at, answer }))
+  const [port] = await once(createInterface({ input: child.stdout }), 'line') as [string]
+  const bytes = bytePool({
+    device: peer.device, clock: systemClock, address: () => ({ host: '::1', port: Number(port) }),
+    credentials: async () => ({ key: self.key, certificate: self.certificate, ca: friend.ca, revoked: new Set() }),
+  }, 2)
+  t.teardown(async () => {
+    bytes.destroy()
+    child.kill('SIGKILL')
+    await once(child, 'close')
+  })
+  return { source: { device: peer.device, bytes }, isStopped: () => / T /.test(readFileSync(`/proc/${child.pid}/stat`, 'utf8')) }
+}
+
+const half = Buffer.from('half of a leaf').toString('latin1')
+/** Where a peer may hang while it is asked: the process is stopped, and what was sent before that. */
+const HANGS: ReadonlyArray<readonly [what: string, at: StopsAt, answer?: string]> = [
+  ['before it accepts', 'listening'],
+  ['in the handshake', 'handshake'],
+  ['before the head', 'request'],
+  ['in the head', 'answer', 'HTTP/1.1 200 OK\r\nContent-'],
+  ['before the body', 'answer', 'HTTP/1.1 206 Partial Content\r\nContent-Length: 1048576\r\nContent-Range: bytes 0-1048575/4194304\r\n\r\n'],
+  ['in the body', 'answer', `HTTP/1.1 206 Partial Content\r\nContent-Length: 1048576\r\nContent-Range: bytes 0-1048575/4194304\r\n\r\n${half}`],
+  ['in a leaf list', 'answer', `HTTP/1.1 200 OK\r\nContent-Length: 128\r\nPatchcord-File-Size: 4194304\r\n\r\n${half}`],
+  ['in a refusal', 'answer', `HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n${half}`],
+]
+
+await t.test('what was asked of a peer that hangs, wherever it does, ends when nobody wants it any more', async t => {
+  const file = randomBytes(4 * LEAF_BYTES)
+  const leaves = Buffer.concat([0, 1, 2, 3].map(leaf => leafHash(file.subarray(leaf * LEAF_BYTES, (leaf + 1) * LEAF_BYTES))))
+  const id = contentIdOf(leaves)
+  await Promise.all(HANGS.map(async ([what, at, answer]) => {
+    const { source, isStopped } = await stoppingPeer(t, at, answer)
+    const questions: ReadonlyArray<readonly [name: string, ask: (signal: AbortSignal) => Promise<unknown>]> = [
+      ['the first leaf', signal => askFirst(source, id, signal)],
+      ['the list', signal => askLeaves(source, id, Infinity, signal)],
+      ['a range, in turn', signal => askRange(source, id, file.length, 0, LEAF_BYTES, { signal, onConnection: () => undefined, onBytes: () => false })],
+      ['the list, in turn', signal => askLeaves(source, id, Infinity, signal)],
+    ]
+    const stop = new AbortController()
+    const reason = new Error('nobody wants it')
+    const ended = questions.map(([, ask]) => ask(stop.signal).then(() => 'done', (error: unknown) => error))
+    await until(`the peer that hangs ${what}`, isStopped)
+    // What came before it stopped is read.
+    await new Promise(resolve => { setTimeout(resolve, 50) })
+    // All connections are busy: what is asked when nobody wants it any more waits for none.
+    for (const [name, ask] of questions) await t.rejects(ask(AbortSignal.abort(reason)), reason, `${what}, ${name}: asked too late`)
+    stop.abort(reason)
+    for (const [index, [name]] of questions.entries()) {
+      const error = await ended[index]
+      // A refusal, or an answer to another question, may have ended it before.
+      t.ok(error === reason || (error instanceof PatchcordError && ['not-found', 'verification', 'conflict'].includes(error.code)), `${what}, ${name}: ${String(error)}`)
+    }
+  }))
+})
+
+await t.test('of a peer that hangs, wherever it does, nobody waits for the end where another has the file', async t => {
+  const file = randomBytes(4 * LEAF_BYTES)
+  const leaves = Buffer.concat([0, 1, 2, 3].map(leaf => leafHash(file.subarray(leaf * LEAF_BYTES, (leaf + 1) * LEAF_BYTES))))
+  const id = contentIdOf(leaves)
+  const good = await impostor(t, { key: otherPeer.serverKey, cert: otherPeer.serverCertificate }, ({ url, headers }, response) => {
+    if (url?.endsWith('/leaves') === true) return response.writeHead(200, { 'Content-Length': leaves.length, 'Patchcord-File-Size': file.length }).end(leaves)
+    const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(headers.range ?? '')!
+    const part = file.subarray(Number(first), Number(last) + 1)
+    return response.writeHead(206, { 'Content-Length': part.length, 'Content-Range': `bytes ${first}-${last}/${file.length}` }).end(part)
+  })
+  const bytes = bytePool({
+    device: otherPeer.device, clock: systemClock, address: () => ({ host: '::1', port: good.port }),
+    credentials: async () => ({ key: self.key, certificate: self.certificate, ca: friend.ca, revoked: new Set() }),
+  }, 4)
+  t.teardown(() => { bytes.destroy() })
+  const hangs = HANGS.filter(([what]) => what !== 'in the handshake' && what !== 'before the body' && what !== 'in the head')
+  const homes = t.testdir(Object.fromEntries(hangs.map((_, at) => [String(at), {}])))
+  await Promise.all(hangs.map(async ([what, at, answer], index) => {
+    const { source } = await stoppingPeer(t, at, answer)
+    const store = await FileStore.open(join(homes, String(index), 'files'))
+    const overtaken: string[] = []
+    const { sources } = await download(store, id, {
+      sources: () => [source, { device: otherPeer.device, bytes }],
+      onEvent: event => { if (event.event === 'overtaken') overtaken.push(event.device) },
+    }, { clock: systemClock, logger: silentLogger(), distrust: new Distrust() })
+    t.strictSame([[...sources], overtaken.filter(device => device !== peer.device)], [[otherPeer.device], []], what)
+    t.ok(readFileSync(store.path(id)).equals(file), what)
+    await store.close()
+  }))
 })
 
 await t.test('a link: mail that changes all the time does not make it spin, and a dead peer is tried again', async t => {

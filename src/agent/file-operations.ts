@@ -66,7 +66,7 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       }
       await record()
       for (const path of moved) await unlink(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw fileError(error, path) })
-      if (failed > 0) throw new PatchcordError('unreadable', `${failed} of ${failed + files} files were not added`, { hint: 'the lines above name each one and what to do' })
+      if (failed > 0) throw new PatchcordError('unreadable', `${failed} of ${failed + files} files ${failed === 1 ? 'was' : 'were'} not added`, { hint: 'the lines above name each one and what to do' })
       return { files, bytes, seconds: (agent.clock.monotonic() - started) / 1000 }
     }),
 

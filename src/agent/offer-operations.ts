@@ -61,7 +61,8 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
           settle()
         }
         agent.events.on('event', answered)
-        signal.addEventListener('abort', aborted)
+        if (signal.aborted) aborted()
+        else signal.addEventListener('abort', aborted)
       })
       if (answer === 'refused') throw new PatchcordError('refused', `${known.name} refused the offer`, { hint: 'ask the person there' })
       return { offer, files: files.length, bytes, answer: 'done' }

@@ -15,7 +15,8 @@ export async function add ({ client, output, signal }: Context, paths: string[],
         output.raw(`${event.id}  ${printable(event.path)}\n`)
         break
       case 'failed':
-        output.line(`not added: ${printable(event.path)}: ${printable(event.error)} (${event.hint})`)
+        // Most errors name their path already.
+        output.line(`not added: ${event.error.includes(event.path) ? '' : `${printable(event.path)}: `}${printable(event.error)} (${event.hint})`)
         break
       case 'passed-over':
         passed += 1
@@ -28,6 +29,7 @@ export async function add ({ client, output, signal }: Context, paths: string[],
   }, signal)
   output.object({ event: 'done', ...done })
   output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)} in ${formatSeconds(done.seconds)}${passed === 0 ? '' : `; ${passed} passed over, since only files and folders are taken`}`)
+  if (move && to === undefined && done.files > 0) output.line('the store has them alone now, and nothing refers to them: `patchcord gc --remove` would remove them (add them to a database with --to)')
 }
 
 export async function ls ({ client, output, signal }: Context): Promise<void> {
@@ -54,7 +56,7 @@ export async function verify ({ client, output, signal }: Context): Promise<void
   }, signal)
   output.object({ event: 'done', ...done })
   output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}: ${done.damaged === 0 ? 'all as they were put there' : `${done.damaged} damaged`}`)
-  if (done.damaged > 0) throw new PatchcordError('verification', `${done.damaged} of ${done.files} files were damaged on this device's disk`, { hint: 'get them again from another device' })
+  if (done.damaged > 0) throw new PatchcordError('verification', `${done.damaged} of ${done.files} files were damaged on this device's disk`, { hint: 'get them again from another device, or add them again where you still have them' })
 }
 
 export async function gc ({ client, output, signal }: Context, { remove = false }: { remove?: boolean }): Promise<void> {

@@ -57,6 +57,7 @@ export async function inboxRefuse ({ client, output }: Context, offer: string): 
 
 export async function inboxRule ({ client, output }: Context, device: string, rule: string, { to }: { to?: string }): Promise<void> {
   if (rule !== 'ask' && rule !== 'accept' && rule !== 'refuse') throw new PatchcordError('usage', `there is no rule "${rule}"`, { hint: 'write ask, accept or refuse' })
-  output.object(await client.call('inbox-rule', { device, rule, ...to === undefined ? {} : { to: resolve(to) } }))
-  output.line(rule === 'accept' ? `what ${device} sends lands in ${to} by itself` : rule === 'ask' ? `you are asked about what ${device} sends` : `what ${device} sends is refused`)
+  const folder = to === undefined ? undefined : resolve(to)
+  output.object(await client.call('inbox-rule', { device, rule, ...folder === undefined ? {} : { to: folder } }))
+  output.line(rule === 'accept' ? `what ${device} sends lands in ${folder} by itself` : rule === 'ask' ? `you are asked about what ${device} sends` : `what ${device} sends is refused`)
 }

@@ -60,6 +60,7 @@ function describeProgram ({ io, version, startService }: Cli): Command {
   type Action = (context: Context, ...args: never[]) => Promise<void>
   const command = (parent: Command, usage: string, description: string, example: string, action?: Action): Command => {
     const made = parent.command(usage).description(description)
+    made.showHelpAfterError(`  hint: see \`${pathOf(made)} --help\``)
     shared(made).addHelpText('after', `\nexample:\n  ${example.replaceAll('\n', '\n  ')}`)
     if (action !== undefined) {
       made.action(async (...given: unknown[]) => {
@@ -203,4 +204,9 @@ function shared (command: Command): Command {
   return command
     .option('--json', 'one JSON object per line on stdout')
     .option('--home <dir>', 'the folder with all state of this device (default: PATCHCORD_HOME, or the XDG data folder)')
+}
+
+/** As it is typed: `patchcord inbox accept`. */
+function pathOf (command: Command): string {
+  return command.parent === null ? command.name() : `${pathOf(command.parent)} ${command.name()}`
 }

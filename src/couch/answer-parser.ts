@@ -16,7 +16,7 @@ const MOST_CHUNK_LINE = 256
 /**
  * Reads one answer of HTTP/1.1 (RFC 9112) out of what a connection brings. Strict where two readers might differ on
  * where it ends: one Content-Length of plain digits, or one Transfer-Encoding of exactly `chunked`, never both and never
- * neither; no folded lines, no bare line ends. The reason phrase is not looked at. Trailers are dropped.
+ * neither; no folded lines, no bare line ends. The reason phrase is not looked at. Trailers are read like headers, and dropped.
  */
 export class AnswerParser {
   /** Whether the connection may be used for another request, once the answer is whole. */
@@ -146,6 +146,8 @@ export class AnswerParser {
     this.#headBytes += line.length + 2
     if (this.#headBytes > MOST_HEAD) throw new BadAnswer('trailers that are too large')
     if (line === '') this.#state = 'whole'
+    // RFC 9110 section 6.5.1: what says where the answer ends cannot come behind it.
+    else if (ONCE.has(readField(line, 0, line.length)[0])) throw new BadAnswer('an answer whose end is not clear')
     return true
   }
 
@@ -188,17 +190,22 @@ function parseHead (text: string): Head {
   const headers = Object.create(null) as Record<string, string>
   for (let at = end + 2; at < text.length - 2; at = end + 2) {
     end = text.indexOf('\r\n', at)
-    const colon = text.indexOf(':', at)
-    if (colon === -1 || colon > end) throw new BadAnswer('a header without a value')
-    const name = text.slice(at, colon).toLowerCase()
-    const value = withoutSpaces(text, colon + 1, end)
-    if (!TOKEN.test(name) || !FIELD_VALUE.test(value)) throw new BadAnswer('a header that is none')
+    const [name, value] = readField(text, at, end)
     const before = headers[name]
     if (before === undefined) headers[name] = value
     else if (ONCE.has(name)) throw new BadAnswer('an answer whose end is not clear')
     else if (name === 'connection') headers[name] = `${before}, ${value}`
   }
   return { status: Number(line[2]), isOld: line[1] === '0', headers }
+}
+
+function readField (text: string, from: number, to: number): readonly [name: string, value: string] {
+  const colon = text.indexOf(':', from)
+  if (colon === -1 || colon > to) throw new BadAnswer('a header without a value')
+  const name = text.slice(from, colon).toLowerCase()
+  const value = withoutSpaces(text, colon + 1, to)
+  if (!TOKEN.test(name) || !FIELD_VALUE.test(value)) throw new BadAnswer('a header that is none')
+  return [name, value]
 }
 
 /** RFC 9110 section 5.6.3: only spaces and tabs around a value are none of it. */

@@ -37,7 +37,13 @@ export interface DispatchOptions {
   readonly logger: Logger
   readonly readRecords: ReadRecords
   readonly handle: Handle
+  /** Called where a request failed for want of a descriptor, in words. */
+  readonly onShortage: (what: string) => void
 }
+
+/** A file is refused so long after it was asked for (ms). Records are on the disk only where the file is: how long it took to
+ * read them would tell who may not have the file that it is here. */
+const REFUSED_FILE_MS = 10
 
 /**
  * The way of a request, station by station: canonical form, identity, action, decision, handler. Each
@@ -114,7 +120,7 @@ export class Dispatch {
       const failure = failureOf(error)
       line.status = failure.status
       if (failure.code === 'internal') logger.error({ ...line, err: error }, 'request failed')
-      else if (failure.code === 'no-handles') logger.error({ action: line.action, reason: failure.message }, 'too many open files; raise the limit (ulimit -n, or LimitNOFILE= in the unit)')
+      else if (failure.code === 'no-handles') this.#options.onShortage(failure.message)
       if (failure.code !== 'internal') line.problem = failure.status < 429 ? failure.code : failure.message
       if (endsConnection(failure)) connection.refused = true
       line.bytes = answerError(message, response, failure)
@@ -151,6 +157,7 @@ export class Dispatch {
         throw new PatchcordError('not-found', 'missing')
       }
       let records: readonly DatabaseName[] | undefined
+      const asked = this.#options.clock.monotonic()
       if (needsFacts(principal, action)) {
         records = await readRecords(action)
         // Trust may have been taken away while the records were read.
@@ -161,6 +168,7 @@ export class Dispatch {
       line.decision = decision.rule
       const permit = Permit.from(decision, principal, action)
       if (permit === undefined) {
+        if (records !== undefined) await this.#until(asked + REFUSED_FILE_MS)
         const code = decision.status === 404 ? 'not-found' : decision.status === 400 ? 'not-canonical' : 'refused'
         throw new PatchcordError(code, decision.reason)
       }
@@ -177,6 +185,12 @@ export class Dispatch {
     } finally {
       for (const release of held) release()
     }
+  }
+
+  async #until (time: number): Promise<void> {
+    const { clock } = this.#options
+    const left = time - clock.monotonic()
+    if (left > 0) await new Promise<void>(resolve => { clock.after(left, resolve) })
   }
 
   #identifyOrCut (connection: Connection): Principal {

@@ -19,6 +19,8 @@ export interface ListenerOptions {
   /** Called with every socket whose handshake ended, and what it runs over, before one byte of HTTP is read
    * from it. */
   readonly onSecure: (socket: TLSSocket, transport: Socket) => void
+  /** Called where a connection was not to be had for want of a descriptor, in words. */
+  readonly onShortage: (what: string) => void
 }
 
 /**
@@ -71,7 +73,7 @@ export class Listener {
     // What comes from now on is about one connection: the system lets this process have no more of them. Those that are not
     // admitted yet make room, at once: libuv asks for the next connection before anything else runs, again and again.
     server.on('error', error => {
-      this.#options.logger.error({ error: systemCode(error) ?? error.message, knocking: this.#knocking.size }, 'a connection could not be accepted: too many open files. Raise the limit (ulimit -n, or LimitNOFILE= in the unit)')
+      this.#options.onShortage(`a connection could not be accepted: ${systemCode(error) ?? error.message}`)
       for (const socket of this.#knocking.values()) socket.destroy()
     })
     this.#tcp.push(server)

@@ -24,6 +24,7 @@ import { applyUpdate, limitsOf, parseEnv, type ServerEnvInput, type ServerUpdate
 import { Listener } from './listener.js'
 import { Mail } from './mail.js'
 import type { Permit } from './permit.js'
+import { Shortage } from './shortage.js'
 import { buildState, type ServerState } from './state.js'
 
 // The server room: the one open port, and the order in which everything behind it is asked.
@@ -84,6 +85,7 @@ class Server implements PatchcordServer {
   readonly #listener: Listener
   readonly #http: HttpServer
   readonly #mail: Mail
+  readonly #shortage: Shortage
   readonly #files: FileReader | undefined
   /** The HTTP parser hands back the socket alone. */
   readonly #bySocket = new WeakMap<Socket, Connection>()
@@ -105,6 +107,8 @@ class Server implements PatchcordServer {
     this.#files = env.files === undefined ? undefined : new FileReader(env.files.root)
     this.#mail = new Mail(env.mail, limits.mailPollMs, clock)
     this.#connections = new Connections(limits)
+    this.#shortage = new Shortage({ clock, logger })
+    const onShortage = (what: string): void => { this.#shortage.noticed(what) }
     this.#dispatch = new Dispatch({
       state: () => this.#state,
       connections: this.#connections,
@@ -113,6 +117,7 @@ class Server implements PatchcordServer {
       logger,
       readRecords: async ({ id }) => await this.#files?.records(id) ?? [],
       handle: (permit, request, message, response) => this.#handle(permit, request, message, response),
+      onShortage,
     })
     this.#http = createHttp(limits)
     this.#http.on('request', (message, response) => { this.#requested(message, response, false) })
@@ -120,7 +125,7 @@ class Server implements PatchcordServer {
     this.#http.on('checkExpectation', (message, response) => { this.#requested(message, response, false) })
     this.#http.on('connect', (_message, socket) => { socket.destroy() })
     this.#http.on('clientError', (error, socket) => { this.#unparseable(error, socket as Socket) })
-    this.#listener = new Listener({ ...identity, allowRouted: env.allowRouted, limits, clock, logger, onSecure: (socket, transport) => { this.#admit(socket, transport) } })
+    this.#listener = new Listener({ ...identity, allowRouted: env.allowRouted, limits, clock, logger, onSecure: (socket, transport) => { this.#admit(socket, transport) }, onShortage })
   }
 
   get device (): DeviceId { return this.#state.env.identity.device }
@@ -154,6 +159,7 @@ class Server implements PatchcordServer {
     await Promise.all(busy.map(connection => settle(connection, deadline - this.#clock.monotonic(), this.#clock)))
     await this.#connections.end([...this.#connections])
     this.#sweep?.timer.cancel()
+    this.#shortage.stop()
     this.#http.close()
     await this.#couch?.close()
     await closed
@@ -223,7 +229,8 @@ class Server implements PatchcordServer {
     return refused.length
   }
 
-  /** One timer for all: at the next end of a certificate, and at least every SWEEP_MS. */
+  /** One timer for all: at the next end of a certificate, and at least every SWEEP_MS. Whether there are open files left is
+   * looked at then, too. */
   #armSweep (endsAt: number): void {
     const left = endsAt - this.#clock.now()
     const delay = left > 0 ? Math.min(left + 1, SWEEP_MS) : SWEEP_MS
@@ -232,6 +239,7 @@ class Server implements PatchcordServer {
     this.#sweep?.timer.cancel()
     const timer = this.#clock.after(delay, () => {
       this.#sweep = undefined
+      void this.#shortage.look()
       this.#cutRefused().catch((error: unknown) => { this.#logger.error({ err: error }, 'the sweep failed') })
     })
     this.#sweep = { timer, due }

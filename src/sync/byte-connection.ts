@@ -309,6 +309,8 @@ export class BytePool {
   }
 
   async #turn (signal: AbortSignal): Promise<void> {
+    // A signal says so once.
+    signal.throwIfAborted()
     await new Promise<void>((resolve, reject) => {
       const aborted = (): void => {
         this.#waiting.splice(this.#waiting.indexOf(go), 1)

@@ -9,9 +9,11 @@ import { LabDevice, type LabDeviceOptions } from './device.js'
 export interface LabOptions {
   /** Silent unless given. Each line names its device as `lab`. */
   readonly logger?: Logger
+  /** How long `until` waits before it says what did not happen (ms of real time): 30,000, unless the machine is busy with other
+   * things. */
+  readonly hangMs?: number
 }
 
-/** How long `until` and `settled` wait before they say what did not happen (ms of real time). */
 const HANG_MS = 30_000
 
 /** Devices in one process, and the cables between them. */
@@ -19,18 +21,20 @@ export class Lab {
   readonly clock = new LabClock()
   readonly #folder: string
   readonly #logger: Logger
+  readonly #hangMs: number
   readonly #devices: LabDevice[] = []
   /** How many folders were given away: devices may be started at once. */
   #folders = 0
 
-  private constructor (folder: string, logger: Logger) {
+  private constructor (folder: string, logger: Logger, hangMs: number) {
     this.#folder = folder
     this.#logger = logger
+    this.#hangMs = hangMs
   }
 
-  static async start ({ logger = silentLogger() }: LabOptions = {}): Promise<Lab> {
+  static async start ({ logger = silentLogger(), hangMs = HANG_MS }: LabOptions = {}): Promise<Lab> {
     // Short, because the control socket's path has a limit.
-    return new Lab(await mkdtemp(join(tmpdir(), 'lab-')), logger)
+    return new Lab(await mkdtemp(join(tmpdir(), 'lab-')), logger, hangMs)
   }
 
   /** Starts a device. The first one of a user makes that user's CA; the others get their certificates from
@@ -87,11 +91,11 @@ export class Lab {
     await this.until(`${one.name} and ${other.name} being connected`, () => isConnected(one, other) && isConnected(other, one))
   }
 
-  /** Resolves when `holds` does; rejects after 30 s, saying what it waited for. */
+  /** Resolves when `holds` does; rejects after 30 s (`hangMs`), saying what it waited for. */
   async until (what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
-    const deadline = performance.now() + HANG_MS
+    const deadline = performance.now() + this.#hangMs
     while (!await holds()) {
-      if (performance.now() > deadline) throw new Error(`waited ${HANG_MS / 1000} s for ${what}`)
+      if (performance.now() > deadline) throw new Error(`waited ${this.#hangMs / 1000} s for ${what}`)
       await new Promise(resolve => { setTimeout(resolve, 20) })
     }
   }
