@@ -89,6 +89,7 @@ const ARROWS: ReadonlyArray<[from: string, to: string, why: string]> = [
 const PATHS: ReadonlyArray<[from: string, path: string, why: string]> = [
   ['agent/server-host.ts', '../bin/patchcord-server.js', 'the server is an executable of its own, so that a tight profile fits it'],
   ['files/leaf-hashes.ts', 'hash-worker.js', 'hashing is spread over threads'],
+  ['files/small-files.ts', 'small-worker.js', 'small files are read and written many in a turn of a thread'],
   ['machine/installation.ts', '../../..', 'the folder of the package, which is all the code that the server may read'],
   ['embedded/supervise.ts', 'child.js', 'the embedded database is a process of its own'],
   ['bin/main.ts', '../../../package.json', '--version'],

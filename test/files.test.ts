@@ -23,6 +23,8 @@ import { matchFails, noneMatchHits, parseRange, rangeStands, type RangeDecision 
 import { FileReader } from '../src/files/reader.js'
 import { formatRecords, parseRecords } from '../src/files/records.js'
 import { serveFile, type FileRequest, type Served } from '../src/files/serve.js'
+import { perform } from '../src/files/small-turn.js'
+import { SMALL_MOST, type SmallAsked, type SmallDone, type SmallWork } from '../src/files/small-work.js'
 import { FileStore } from '../src/files/store.js'
 import { walk } from '../src/files/walk.js'
 
@@ -744,7 +746,7 @@ void t.test('import: what is there already costs one pass and no write', async t
     t.equal(progress.length, 9, 'one pass')
     t.ok(readsAfter - reads < 9.5 * LEAF_BYTES, `${readsAfter - reads} bytes read`)
     // Threads wake each other by writes of a few bytes.
-    t.ok(writesAfter - writes < 32_768, `${writesAfter - writes} bytes written`)
+    t.ok(writesAfter - writes < 131_072, `${writesAfter - writes} bytes written`)
     t.strictSame(await opened.add(join(home, 'small')), { ...first[0], isNew: false })
     t.strictSame(marks(), before)
   }
@@ -813,24 +815,26 @@ void t.test('a full disk: disk-full, and nothing half-written', { skip: disk ===
   t.strictSame(readdirSync(join(disk, 'partial')), [])
 
   // Small files until there is no room: each is whole or an error, and there is room again once some go.
-  const paths = Array.from({ length: 24 }, (_, n) => {
-    writeFileSync(join(home, `small${n}`), Buffer.alloc(300_000, n))
-    return join(home, `small${n}`)
-  })
-  const there: ContentId[] = []
-  let full = 0
-  for await (const added of store.addAll(paths)) {
-    if ('error' in added) {
-      t.equal(added.error.code, 'disk-full')
-      full++
-    } else {
-      there.push(added.id)
+  for (const [count, size] of [[24, 300_000], [80, 100_000]] as const) {
+    const paths = Array.from({ length: count }, (_, n) => {
+      writeFileSync(join(home, `small${n}`), Buffer.alloc(size, n))
+      return join(home, `small${n}`)
+    })
+    const there: ContentId[] = []
+    let full = 0
+    for await (const added of store.addAll(paths)) {
+      if ('error' in added) {
+        t.equal(added.error.code, 'disk-full')
+        full++
+      } else {
+        there.push(added.id)
+      }
     }
+    t.ok(there.length > 0 && full > 0 && there.length + full === count, `${there.length} fit`)
+    t.strictSame(readdirSync(join(disk, 'partial')), [])
+    for await (const one of store.list()) t.equal(one.size, size)
+    for (const id of there) await store.remove(id)
   }
-  t.ok(there.length > 0 && full > 0 && there.length + full === 24, `${there.length} fit`)
-  t.strictSame(readdirSync(join(disk, 'partial')), [])
-  for await (const { size } of store.list()) t.equal(size, 300_000)
-  for (const id of there) await store.remove(id)
   writeFileSync(large, pattern(2 * LEAF_BYTES))
   t.equal((await store.add(large)).isNew, true, 'there is room again')
 })
@@ -997,4 +1001,80 @@ void t.test('addAll: in order, errors of one file alone', async t => {
   }
   await t.rejects(async () => { for await (const added of store.addAll(paths, { signal: AbortSignal.abort(new Error('enough')) })) t.fail(added.path) }, new Error('enough'))
   t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [[], []])
+})
+
+void t.test('addAll: many small files by turns of a thread, as one by one', async t => {
+  const home = t.testdir({ in: { folder: {}, empty: '', target: 'x' }, alone: {} })
+  const inside = (name: string): string => join(home, 'in', name)
+  symlinkSync(inside('target'), inside('link'))
+  execFileSync('mkfifo', [inside('fifo')])
+  const sizes = [SMALL_MOST, SMALL_MOST + 1, 4_096, LEAF_BYTES + 1, ...Array.from({ length: 60 }, (_, n) => n * 7)]
+  const files = sizes.map((size, n) => {
+    writeFileSync(inside(`f${n}`), pattern(size))
+    return inside(`f${n}`)
+  })
+  // The same bytes under names that come at the same moment, and at others.
+  const same = Array.from({ length: 200 }, (_, n) => {
+    writeFileSync(inside(`same${n}`), 'the same')
+    return inside(`same${n}`)
+  })
+  const refused = ['fifo', 'link', 'folder', 'absent'].map(inside)
+  const paths = [...same.slice(0, 90), ...refused, ...files, inside('empty'), ...same.slice(90), ...refused]
+  const [store, alone] = [await FileStore.open(join(home, 'files')), await FileStore.open(join(home, 'alone/files'))]
+  t.teardown(async () => { await Promise.all([store.close(), alone.close()]) })
+  const results = []
+  let bytes = 0
+  for await (const added of store.addAll(paths, { isLater: true, onBytes: more => { bytes += more } })) results.push(added)
+  t.strictSame(results.map(({ path }) => path), paths, 'in order')
+  const expected = new Map<string, string>()
+  for (const path of new Set(paths)) expected.set(path, await alone.add(path).then(({ id }) => id, (error: PatchcordError) => `${error.code} ${error.message}`))
+  for (const added of results) t.equal('error' in added ? `${added.error.code} ${added.error.message}` : added.id, expected.get(added.path), added.path)
+  t.equal(results.filter(added => 'isNew' in added && added.isNew).length, new Set(results.flatMap(added => 'id' in added ? [added.id] : [])).size, 'each is new once')
+  t.equal(bytes, results.reduce((sum, added) => sum + ('size' in added ? added.size : 0), 0))
+  for await (const { id, size } of store.list()) {
+    const { mode, nlink } = statSync(store.path(id))
+    t.strictSame([mode & 0o777, nlink, contentIdOf(leavesOf(readFileSync(store.path(id)))), size], [0o444, 1, id, statSync(store.path(id)).size])
+  }
+  for await (const added of store.addAll(paths)) t.equal('isNew' in added && added.isNew, false)
+  t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [[], []])
+})
+
+void t.test('a turn of small files: what it refuses is as it was, and what is in the way stays', t => {
+  const home = t.testdir({ in: { folder: {}, abc: 'abc', other: 'abc' }, files: {}, partial: {}, to: { taken: 'theirs', damaged: 'xy' } })
+  const at = (path: string): string => join(home, path)
+  symlinkSync(at('in/abc'), at('in/link'))
+  symlinkSync(at('to/nowhere'), at('to/dangling'))
+  execFileSync('mkfifo', [at('in/fifo')])
+  writeFileSync(at('in/large'), pattern(SMALL_MOST + 1))
+  const turn = (...asked: SmallAsked[]): readonly SmallDone[] => perform({ asked, bytes: Buffer.from('abcdef') }).done
+  const take = (name: string): SmallAsked => ({ kind: 'take', path: at(`in/${name}`), root: at('files'), folder: at('partial'), isSynced: true })
+  t.strictSame(turn(...['folder', 'link', 'fifo', 'large', 'absent', 'abc/x'].map(take)), Array.from({ length: 6 }))
+  t.strictSame(readdirSync(at('partial')), [])
+
+  const umask = process.umask(0o077)
+  const [one, other] = turn(take('abc'), take('other')) as Array<SmallWork['take']['done']>
+  process.umask(umask)
+  t.equal(one?.id, contentIdOf(leafHash(Buffer.from('abc'))))
+  t.equal(statSync(one!.temporary!).mode & 0o777, 0o444, 'whatever the umask is')
+  const to = at(`files/${one!.id.slice(0, 2)}/${one!.id.slice(2)}`)
+  const place = (taken: typeof one, to: string): SmallAsked => ({ kind: 'place', temporary: taken!.temporary!, to, size: 3 })
+  t.strictSame(turn(place(one, to)), ['in a new folder'])
+  const { ino } = statSync(to)
+  t.strictSame(turn(place(other, to)), ['there'])
+  t.equal(statSync(to).ino, ino, 'the first stays')
+  t.strictSame(turn(take('abc')), [{ id: one!.id, size: 3, temporary: undefined }], 'nothing is written of what is there')
+  t.strictSame(readdirSync(at('partial')), [])
+
+  const write = (to: string, from = 3): SmallAsked => ({ kind: 'write', to: at(to), at: from, length: 3 })
+  t.strictSame(turn(write('to/taken'), write('to/dangling'), write('to/absent/x'), write('to/new')), [undefined, undefined, undefined, true])
+  t.strictSame([readFileSync(at('to/taken'), 'utf8'), readFileSync(at('to/new'), 'utf8'), readdirSync(at('to')).includes('nowhere')], ['theirs', 'def', false])
+  const link = (from: string, to: string): SmallAsked => ({ kind: 'link', from: at(from), to: at(to) })
+  t.strictSame(turn(link('to/new', 'to/taken'), link('to/new', 'to/dangling'), link('to/new', 'to/given'), link('to/new', 'to/again'), link('to/absent', 'to/b')), [undefined, undefined, true, undefined, undefined], 'given once, and over nothing')
+  t.equal(readFileSync(at('to/taken'), 'utf8'), 'theirs')
+  const has = (path: string, size: number): SmallAsked => ({ kind: 'has', path: at(path), size })
+  t.strictSame(turn(has('in/abc', 3), has('in/abc', 4), has('in/link', 3), has('to/new', 3), has('in/absent', 0), has('in/folder', 4096)), [true, false, false, false, false, false])
+  t.strictSame(turn({ kind: 'remove', path: at('to/given') }, { kind: 'remove', path: at('to/given') }, { kind: 'remove', path: at('in/folder') }), [true, false, undefined])
+  t.strictSame(turn({ kind: 'sync', folder: at('to') }, { kind: 'sync', folder: at('in/abc') }, { kind: 'sync', folder: at('absent') }), [true, undefined, undefined])
+  t.strictSame(openUnder(home), [])
+  t.end()
 })

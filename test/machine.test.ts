@@ -11,7 +11,7 @@ import t from 'tap'
 import { METRICS } from '../src/agent/metrics.js'
 import { systemClock } from '../src/core/clock.js'
 import { findHome } from '../src/core/home.js'
-import { redactLine, redactText } from '../src/core/redact.js'
+import { redactFully, redactLine, redactText } from '../src/core/redact.js'
 import { limitAnswer, runningOf } from '../src/machine/answer-limit.js'
 import { openChannels } from '../src/machine/channels.js'
 import { depthOf } from '../src/machine/check-confinement.js'
@@ -288,6 +288,13 @@ await t.test('no secret gets through the log, however it is wrapped', t => {
   for (const kept of ['request', 'http://[::1]:5984/db', 'the key of the map', '/couch/db/_design/x', 'the password is wrong', 'me@example.org']) t.equal(redactText(kept), kept)
   const plain = { level: 30, device: 'a'.repeat(52), status: 404, decision: 'not granted', problem: 'not-found', code: 'ECONNREFUSED', bytes: 0, signal: null }
   t.strictSame(JSON.parse(redactLine(JSON.stringify(plain))), plain, 'what a log is for is kept')
+  // Most lines are only looked at: no line may so escape what the whole work would do to it.
+  const part = fc.oneof(fc.string({ unit: 'binary' }), fc.constantFrom(secret, 'Bearer ', 'basic abcdef', 'my p12', 'Key', 'apikey', '://a@', 'PIN', 'set-cookie', 'kit', 'passwd=', key, 'file aaaa', 'request'))
+  const text = fc.array(part, { maxLength: 3 }).map(parts => parts.join(''))
+  fc.assert(fc.property(fc.dictionary(text, fc.oneof(text, fc.dictionary(text, text))), value => {
+    const line = `${JSON.stringify(value)}\n`
+    t.equal(redactLine(line), redactFully(line))
+  }), { seed: SEED, numRuns: 300 })
   const field = fc.constantFrom('password', 'passphrase', 'token', 'secret', 'Authorization', 'cookie', 'serverKey', 'device_key', 'credentials')
   const hidden = fc.stringMatching(/^[A-Z][a-z][0-9][A-Za-z0-9]{12,30}$/)
   fc.assert(fc.property(field, hidden, fc.array(fc.string(), { maxLength: 4 }), (name, value, path) => {

@@ -5,6 +5,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { formatList, land, parseList } from '../src/agent/offer-list.js'
 import { parseContentId } from '../src/core/ids.js'
+import { eachWithin } from '../src/core/within.js'
 import { safeName } from '../src/core/safe-name.js'
 import { contentIdOf, leafHash } from '../src/files/content-id.js'
 import { FileStore } from '../src/files/store.js'
@@ -73,6 +74,45 @@ await t.test('what lies aside is given away once, and never a name that shares i
   t.equal(await store.asides.has(id, bytes.length), false, 'unless the person changed it meanwhile')
   t.strictSame(await store.asides.all(), [])
   t.equal(await store.asides.drop(id), false)
+  writeFileSync(store.asides.path(id), Buffer.alloc(bytes.length))
+  t.equal(await store.asides.has(id, bytes.length), false, 'what a crash left in part is not counted on')
+  t.strictSame(await store.asides.all(), [])
+
+  // Many at once, each its own; a name that is taken gets a number.
+  const many = Array.from({ length: 100 }, (_, n) => randomBytes(n * 40)).map(each => ({ bytes: each, id: contentIdOf(leafHash(each)) }))
+  await Promise.all(many.map(one => store.putAside(one.id, one.bytes)))
+  const files = many.map((one, n) => ({ path: ['many', `f${n % 50}`], size: one.bytes.length, id: one.id }))
+  await land(store, files, to, { asides: new Set(many.map(one => one.id)) })
+  t.strictSame(readdirSync(join(to, 'many')).map(name => contentIdOf(leafHash(readFileSync(join(to, 'many', name))))).sort(), many.map(one => one.id).sort())
+  await Promise.all(many.map(one => store.asides.drop(one.id)))
+  t.strictSame(await store.asides.all(), [])
+  t.strictSame(readdirSync(join(to, 'many')).map(name => statSync(join(to, 'many', name)).nlink), many.map(() => 1))
+})
+
+await t.test('as many at once as weigh what may be, and none after one that failed', async t => {
+  await fc.assert(fc.asyncProperty(fc.array(fc.nat(6), { maxLength: 30 }), fc.integer({ min: 1, max: 8 }), fc.option(fc.nat(29)), async (weights, most, failing) => {
+    const begun: number[] = []
+    let [weight, running] = [0, 0]
+    const over = eachWithin(weights.entries(), most, ([, own]) => own, async ([index, own]) => {
+      begun.push(index)
+      weight += own
+      running += 1
+      t.ok(weight <= most || running === 1)
+      await new Promise(resolve => { setImmediate(resolve) })
+      weight -= own
+      running -= 1
+      if (index === failing) throw new Error('enough')
+    })
+    if (failing !== null && failing < weights.length) {
+      await t.rejects(over, new Error('enough'))
+      const { length } = begun
+      for (let turn = 0; turn < 3; turn++) await new Promise(resolve => { setImmediate(resolve) })
+      t.equal(begun.length, length)
+    } else {
+      await over
+      t.strictSame(begun, [...weights.keys()])
+    }
+  }), { numRuns: 60 })
 })
 
 await t.test('send and inbox: seen, accepted, refused, by rule; lent to one device, and no longer', async t => {

@@ -86,6 +86,8 @@ export class Agent {
   readonly clock: Clock
   readonly logger: Logger
   readonly log: LogTail
+  /** Lines of the server's log that are about to be passed on. */
+  readonly #said: string[] = []
   readonly events = new EventEmitter()
   readonly keystore: Keystore
   readonly book: TrustBook
@@ -274,8 +276,10 @@ export class Agent {
 
   /** The server's log is this service's. */
   #serverSaid (line: string): void {
-    process.stderr.write(`${line}\n`)
     this.log.add(line)
+    this.#said.push(line)
+    // What came together goes on together.
+    if (this.#said.length === 1) setImmediate(() => { process.stderr.write(`${this.#said.splice(0).join('\n')}\n`) })
   }
 
   /** Runs changes of trust one after the other, each with the book as the one before left it. */

@@ -23,8 +23,8 @@ const ListShape = v.object({
   files: v.pipe(v.array(v.object({ path: v.pipe(v.array(v.pipe(v.string(), v.maxLength(1_000))), v.minLength(1), v.maxLength(64)), size, id: contentId })), v.maxLength(MOST_FILES)),
 })
 
-/** Files that are copied out at once. */
-const AT_ONCE = 16
+/** Files that are given their names, or copied out, at once. */
+const AT_ONCE = 64
 
 /** One file of an offer. `path` is the parts of its name, below the folder that it lands in. */
 export interface OfferedFile {

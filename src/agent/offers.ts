@@ -6,7 +6,9 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
 import { contentId, deviceId, instant } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
+import { eachWithin } from '../core/within.js'
 import { contentIdOf, leafHash } from '../files/content-id.js'
+import { SMALL_MOST } from '../files/small-work.js'
 import type { DownloadEvent } from '../sync/download.js'
 import { Rate } from '../sync/rate.js'
 import type { TransferEvent } from '../control/operations.js'
@@ -28,7 +30,10 @@ export type ReceivedOffer = State['received'][number]
 
 /** How long an offer stands, and its files are lent. */
 const STANDS_MS = 7 * 24 * 3_600_000
-const AT_ONCE = 16
+/** What is fetched at once: so many small files, or a quarter as many others. Of small ones few are on the way at a time, and many wait for
+ * the disk together. */
+const AT_ONCE = 64
+const LARGE_COUNTS = 4
 /** How often progress is told here, and to the sender (ms). */
 const TELL_MS = 250
 const MAIL_MS = 2_000
@@ -152,24 +157,20 @@ export class Offers {
       for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
       await this.#setState(offer.offer, { state: 'accepted', to })
       const before = new Set(await this.#agent.store.asides.all())
-      const left = [...files]
+      const stored = await this.#agent.store.having(files)
       const total = files.reduce((sum, { size }) => sum + size, 0)
       const came = this.#telling(offer, total, onEvent)
-      const lane = async (): Promise<void> => {
-        for (let file = left.shift(); file !== undefined; file = left.shift()) {
-          const { id, size } = file
-          let had = 0
-          if (await this.#fetch(offer.device, id, size, before, signal, event => {
-            if (event.event !== 'progress') onEvent(event)
-            else {
-              came(id, event.done - had, event.sources)
-              had = event.done
-            }
-          })) asides.add(id)
-          came(id, size - had, 1)
-        }
-      }
-      await Promise.all(Array.from({ length: Math.min(AT_ONCE, files.length) }, lane))
+      await eachWithin(files, AT_ONCE, ({ size }) => size <= SMALL_MOST ? 1 : LARGE_COUNTS, async ({ id, size }) => {
+        let had = 0
+        if (!stored.has(id) && await this.#fetch(offer.device, id, size, before, signal, event => {
+          if (event.event !== 'progress') onEvent(event)
+          else {
+            came(id, event.done - had, event.sources)
+            had = event.done
+          }
+        })) asides.add(id)
+        came(id, size - had, 1)
+      })
       const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
       const landed = await land(this.#agent.store, files, to, { asides, onBytes: bytes => { meter.add(bytes) } })
       await this.#setState(offer.offer, { state: 'done' })
@@ -245,11 +246,11 @@ export class Offers {
     }
   }
 
-  /** Fetches a file unless it is here; whether it lies aside, and not in the store. Aside is where it goes where `before` says what lay there
-   * before. */
+  /** Fetches a file; whether it lies aside, and not in the store. Aside is where it goes where `before` says what lay there
+   * before, and whoever asks knows that the store does not have it. */
   async #fetch (device: DeviceId, id: ContentId, size: number, before: ReadonlySet<ContentId> | undefined, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<boolean> {
     const { store, peers, downloads } = this.#agent
-    if (await store.has(id)) return false
+    if (before === undefined && await store.has(id)) return false
     if (before?.has(id) === true && await store.asides.has(id, size)) return true
     const sources = (): ReturnType<typeof sourceOf>[] => {
       const peer = peers.peer(device)

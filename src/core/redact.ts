@@ -33,8 +33,17 @@ export function redactValue (value: unknown): unknown {
 /** What a number or a flag of such a name says is no secret: `"code": 1` of a process that ended. */
 const isTelling = (value: unknown): boolean => typeof value === 'string' ? !/^[A-Z][A-Z0-9_]*$/.test(value) && !/^[a-z]+(?:-[a-z]+)*$/.test(value) || value.length > 24 : value !== null && typeof value === 'object'
 
+/** A word or sign of each pattern above, or a character that is written as an escape: a line without any of them passes as it is, at a
+ * tenth of the cost. */
+const SUSPECT = /pass(?:word|wd|phrase)|secret|token|credential|authorization|cookie|key|kit|p12|pin|code|link|invitation|begin|:\/\/|basic|bearer|\\[u/]/i
+
 /** A line of the log without what is or looks like a secret. */
 export function redactLine (line: string): string {
+  return SUSPECT.test(line) ? redactFully(line) : line
+}
+
+/** The same, whatever it holds. */
+export function redactFully (line: string): string {
   let value: unknown
   try {
     value = JSON.parse(line)

@@ -6,6 +6,7 @@ import { isContentId, type ContentId } from '../core/ids.js'
 import { contentIdOf, LEAF_BYTES, leafHash, leafLength } from './content-id.js'
 import { namesIn, unlinkIfThere } from './folders.js'
 import { PerKey } from './per-key.js'
+import type { SmallFiles } from './small-files.js'
 import { removeTemporary, type Staged } from './staging.js'
 
 /** What `link` says where it cannot, and a copy can: another file system, or one without links. */
@@ -14,15 +15,18 @@ const NO_LINK = new Set(['EXDEV', 'EPERM', 'ENOTSUP', 'EMLINK'])
 /**
  * Files that were fetched to be given away, in `partial/<id>.whole`. They never enter the store: what a person receives is
  * on the disk once, and theirs to change, while no name of the store ever shares its bytes. One is there whole and on the
- * disk or not at all, and stays until it is dropped, so that a crash in between costs no second fetch.
+ * disk or not at all, and stays until it is dropped, so that a crash in between costs no second fetch. A file of one leaf may be there in
+ * part after a crash: it is read before anybody counts on it.
  */
 export class Asides {
   readonly #folder: string
+  readonly #small: SmallFiles
   readonly #perFile = new PerKey<ContentId>()
 
   /** `folder` is the store's `partial/`. */
-  constructor (folder: string) {
+  constructor (folder: string, small: SmallFiles) {
     this.#folder = folder
+    this.#small = small
   }
 
   path (id: ContentId): string {
@@ -46,15 +50,24 @@ export class Asides {
     }
   }
 
+  /** Takes in a small file that is not here; durable when it resolves. False where that did not go. */
+  async write (id: ContentId, bytes: Uint8Array): Promise<boolean> {
+    return await this.#perFile.run(id, async () => await this.#small.ask('write', { to: this.path(id), at: 0, length: bytes.length }, bytes) === true)
+  }
+
   /** Whether the file is here, whole. One that has another name already may have been changed there: it is read, and
    * dropped where it was. */
   async has (id: ContentId, size: number): Promise<boolean> {
+    return await this.#perFile.run(id, async () => await this.#has(id, size))
+  }
+
+  async #has (id: ContentId, size: number): Promise<boolean> {
     const path = this.path(id)
     const status = await lstat(path).catch((error: unknown) => {
       if (systemCode(error) !== 'ENOENT') throw fileError(error, path)
     })
     if (status === undefined) return false
-    if (status.isFile() && status.size === size && (status.nlink === 1 || await isRight(id, size, path))) return true
+    if (status.isFile() && status.size === size && ((status.nlink === 1 && size > LEAF_BYTES) || await isRight(id, size, path))) return true
     await this.drop(id)
     return false
   }
@@ -63,6 +76,7 @@ export class Asides {
    * Throws EEXIST where `to` is taken. */
   async giveTo (id: ContentId, to: string): Promise<boolean> {
     return await this.#perFile.run(id, async () => {
+      if (await this.#small.ask('link', { from: this.path(id), to }) === true) return true
       if ((await lstat(this.path(id))).nlink > 1) return false
       try {
         await link(this.path(id), to)
@@ -76,7 +90,7 @@ export class Asides {
 
   /** Forgets the file; whether there was one. What was given away stays. */
   async drop (id: ContentId): Promise<boolean> {
-    return await unlinkIfThere(this.path(id))
+    return await this.#small.ask('remove', { path: this.path(id) }) ?? await unlinkIfThere(this.path(id))
   }
 
   /** All that there are, those of earlier processes too. */

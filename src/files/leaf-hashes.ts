@@ -1,8 +1,8 @@
 import { availableParallelism } from 'node:os'
-import { Worker } from 'node:worker_threads'
 import { fileError } from '../core/errors.js'
 import { LEAF_BYTES, leafHash } from './content-id.js'
 import type { LeafAnswer, LeafTask, Mark } from './hash-worker.js'
+import { Threads } from './threads.js'
 
 // SHA-256 of a leaf takes about a millisecond of a thread. The main thread also moves every byte through
 // TLS and to the disk, so leaves are hashed elsewhere. Measured on 2 cores under load, 512 leaves: on the main
@@ -15,42 +15,27 @@ const WORTH_TELLING = 65_536
 const MOST_WORKERS = 4
 /** Bytes that are copied in one turn of a thread: a turn costs the main thread some 0.1 ms, a leaf costs the other 0.9. */
 export const MOST_COPIED = 4 * LEAF_BYTES
-/** Workers that had nothing to do for this long end (ms): each holds 10 MiB, and starting one takes 30 ms of a processor. */
-const IDLE_MS = 60_000
 
 /** Memory for one leaf that workers can read. Anything may be in it. */
 export function leafBuffer (): Buffer {
   return Buffer.from(new SharedArrayBuffer(LEAF_BYTES))
 }
 
-interface Waiting {
-  readonly resolve: (answer: LeafAnswer) => void
-  readonly reject: (error: unknown) => void
-}
-
-interface Thread {
-  readonly worker: Worker
-  readonly waiting: Map<number, Waiting>
-}
-
 /** Hashes leaves on worker threads, which start when the first leaf comes and keep no process alive. */
 export class LeafHashes {
-  readonly #most: number
-  readonly #threads: Thread[] = []
-  #seq = 0
-  #idle: NodeJS.Timeout | undefined
+  readonly #threads: Threads<Unnumbered, LeafAnswer>
 
   /** At most `workers` threads: as many as there are cores, unless told, but 2 at least, since they wait for the disk as well,
    * and 4 at most. */
   constructor (workers = Math.max(2, Math.min(MOST_WORKERS, availableParallelism()))) {
-    this.#most = workers
+    this.#threads = new Threads(new URL('hash-worker.js', import.meta.url), workers)
   }
 
   /** The leaf hash of `bytes`, which must not change until this resolves. Only leaves in memory of `leafBuffer` leave
    * this thread. Throws RangeError like `leafHash`. */
   async hash (bytes: Uint8Array): Promise<Buffer> {
     if (!isWorthTelling(bytes)) return leafHash(bytes)
-    const { hash } = succeeded(await this.#ask({ kind: 'hash', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length }), '')
+    const { hash } = succeeded(await this.#threads.ask({ kind: 'hash', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length }), '')
     return Buffer.from(hash!)
   }
 
@@ -58,7 +43,7 @@ export class LeafHashes {
    * Throws `disk-full` and the like. */
   async write (bytes: Uint8Array, expected: Uint8Array, to: number, position: number, mark: Mark): Promise<boolean> {
     if (!(bytes.buffer instanceof SharedArrayBuffer)) throw new TypeError('only shared memory can be written by another thread')
-    const { hash } = succeeded(await this.#ask({ kind: 'write', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length, expected, to, position, mark }), 'the file store')
+    const { hash } = succeeded(await this.#threads.ask({ kind: 'write', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length, expected, to, position, mark }), 'the file store')
     return hash !== undefined && Buffer.from(hash).equals(expected)
   }
 
@@ -66,48 +51,14 @@ export class LeafHashes {
    * errors; undefined where it ends before. The bytes are written to the same place of the open file `to`, where that is given. Throws `unreadable`, `disk-full` and the like. */
   async copy (path: string, from: number, to: number | undefined, position: number, length: number): Promise<Buffer | undefined> {
     if (length > MOST_COPIED) throw new RangeError(`at most ${MOST_COPIED} bytes are copied in one turn, not ${length}`)
-    const answer = await this.#ask({ kind: 'copy', from, to, position, length })
+    const answer = await this.#threads.ask({ kind: 'copy', from, to, position, length })
     const { hash } = succeeded(answer, 'failed' in answer && answer.failed === 'from' ? path : 'the file store')
     return hash === undefined ? undefined : Buffer.from(hash)
   }
 
-  async #ask (task: Unnumbered): Promise<LeafAnswer> {
-    clearTimeout(this.#idle)
-    const thread = this.#leastBusy()
-    const seq = ++this.#seq
-    try {
-      return await new Promise((resolve, reject) => {
-        thread.waiting.set(seq, { resolve, reject })
-        thread.worker.postMessage({ seq, ...task } satisfies LeafTask)
-      })
-    } finally {
-      thread.waiting.delete(seq)
-      if (this.#threads.every(({ waiting }) => waiting.size === 0)) this.#idle = setTimeout(() => { void this.close() }, IDLE_MS).unref()
-    }
-  }
-
   /** Ends the threads. The next leaf starts them again. */
   async close (): Promise<void> {
-    clearTimeout(this.#idle)
-    await Promise.all(this.#threads.splice(0).map(({ worker }) => worker.terminate()))
-  }
-
-  #leastBusy (): Thread {
-    const [first] = this.#threads.toSorted((a, b) => a.waiting.size - b.waiting.size)
-    if (first !== undefined && (first.waiting.size === 0 || this.#threads.length >= this.#most)) return first
-    const worker = new Worker(new URL('hash-worker.js', import.meta.url), { execArgv: [] })
-    worker.unref()
-    const thread: Thread = { worker, waiting: new Map() }
-    worker.on('message', (answer: LeafAnswer) => { thread.waiting.get(answer.seq)?.resolve(answer) })
-    const gone = (error: unknown): void => {
-      const at = this.#threads.indexOf(thread)
-      if (at >= 0) this.#threads.splice(at, 1)
-      for (const { reject } of thread.waiting.values()) reject(error)
-    }
-    worker.on('error', gone)
-    worker.on('exit', () => { gone(new Error('a hashing thread ended')) })
-    this.#threads.push(thread)
-    return thread
+    await this.#threads.close()
   }
 }
 

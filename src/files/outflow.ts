@@ -80,6 +80,14 @@ export class Outflow {
     return this.#ending
   }
 
+  /** Sends a small body, with the head of the answer in one write, and resolves as `end` does. */
+  async endWith (body: Buffer): Promise<Ending> {
+    if (this.#ending === undefined) this.#response.end(body.toString('latin1'), 'latin1')
+    while (this.#ending === undefined) await this.#change()
+    if (this.#ending === 'whole') this.#bytes += body.length
+    return this.#ending
+  }
+
   /** Destroys the connection: the body cannot be completed. */
   cut (): Ending {
     this.#finish('cut')

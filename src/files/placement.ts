@@ -5,7 +5,8 @@ import type { ContentId } from '../core/ids.js'
 import { HASH_BYTES, LEAF_BYTES } from './content-id.js'
 import { unlinkIfThere } from './folders.js'
 import { pathOf, shardOf } from './layout.js'
-import { removeTemporary, temporaryIn, writeAt, type Staged } from './staging.js'
+import type { SmallFiles } from './small-files.js'
+import { removeTemporary, temporaryIn, writeAt, type Staged, type StagedSmall } from './staging.js'
 import type { Unsettled } from './unsettled.js'
 
 // Puts staged files into place, durably: the file and its leaf list are fsynced, the list is renamed beside
@@ -22,10 +23,9 @@ import type { Unsettled } from './unsettled.js'
 /** More than this many files at once gain nothing, and each holds a descriptor. */
 const GROUP = 128
 const COMPLETE_MODE = 0o444
-const SETTLE_LANES = 16
 
 interface Waiting {
-  readonly staged: Staged
+  readonly staged: Staged | StagedSmall
   readonly isLater: boolean
   /** Whether it is noted, and not waited for. */
   isNoted?: boolean
@@ -39,24 +39,28 @@ export class Placement {
   readonly #root: string
   readonly #partial: string
   readonly #isThere: (id: ContentId, size: number) => Promise<boolean>
+  readonly #small: SmallFiles
   readonly #unsettled: Unsettled
   readonly #shards = new Set<string>()
   /** Folders with names that a crash may still lose. */
   readonly #unsynced = new Set<string>()
+  /** Those of them that are being synced. */
+  readonly #syncing = new Map<string, Promise<void>>()
   #waiting: Waiting[] = []
   #isRunning = false
 
-  constructor (root: string, partial: string, isThere: (id: ContentId, size: number) => Promise<boolean>, unsettled: Unsettled) {
+  constructor (root: string, partial: string, isThere: (id: ContentId, size: number) => Promise<boolean>, small: SmallFiles, unsettled: Unsettled) {
     this.#root = root
     this.#partial = partial
     this.#isThere = isThere
+    this.#small = small
     this.#unsettled = unsettled
   }
 
   /** Resolves once the file is in place and durable: true, or false where it was there already. With `isLater` a crash may
    * lose it as a whole until `settle` resolved, and one of more than a leaf until `flush` did. Takes over `staged`: its handle is closed and its temporary gone in every
    * case. Throws `disk-full` and the like. */
-  async place (staged: Staged, isLater = false): Promise<boolean> {
+  async place (staged: Staged | StagedSmall, isLater = false): Promise<boolean> {
     return await new Promise((resolve, reject) => {
       this.#waiting.push({ staged, isLater, resolve, reject })
       if (!this.#isRunning) void this.#run()
@@ -66,20 +70,27 @@ export class Placement {
   /** Makes durable what was placed for later, or that one file. Of many small files nearly each has a folder of its own: synced with its file, a
    * folder costs the disk as much as the file; at the end, when the journal has it all, next to nothing. */
   async settle (id?: ContentId): Promise<void> {
-    const left = [...this.#unsynced].filter(shard => id === undefined || shard === shardOf(this.#root, id))
-    const lane = async (): Promise<void> => {
-      for (let shard = left.pop(); shard !== undefined; shard = left.pop()) {
-        this.#unsynced.delete(shard)
-        try {
-          await syncFolder(shard)
-        } catch (error) {
-          this.#unsynced.add(shard)
-          throw fileError(error, shard)
-        }
+    const isMeant = (folder: string): boolean => id === undefined || folder === this.#root || folder === shardOf(this.#root, id)
+    for (const folder of [...this.#unsynced].filter(isMeant)) this.#syncNow(folder)
+    // What another settles had its name before that began.
+    const ended = await Promise.allSettled([...this.#syncing].filter(([folder]) => isMeant(folder)).map(([, syncing]) => syncing))
+    for (const one of ended) if (one.status === 'rejected') throw one.reason
+  }
+
+  #syncNow (folder: string): void {
+    const before = this.#syncing.get(folder)
+    const syncing = (async () => {
+      await before?.catch(() => undefined)
+      if (!this.#unsynced.delete(folder)) return
+      try {
+        if (await this.#small.ask('sync', { folder }) === undefined) await syncFolder(folder)
+      } catch (error) {
+        this.#unsynced.add(folder)
+        throw fileError(error, folder)
       }
-    }
-    const lanes = await Promise.allSettled(Array.from({ length: SETTLE_LANES }, lane))
-    for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
+    })().finally(() => { if (this.#syncing.get(folder) === syncing) this.#syncing.delete(folder) })
+    syncing.catch(() => { /* whoever settles is told */ })
+    this.#syncing.set(folder, syncing)
   }
 
   /** Makes durable what is noted, or that one file. Throws what the disk says; it is then noted still. */
@@ -121,6 +132,27 @@ export class Placement {
   }
 
   async #commit (group: Waiting[]): Promise<void> {
+    const large = group.filter(({ staged }) => 'handle' in staged)
+    const small = group.filter(({ staged }) => !('handle' in staged))
+    await Promise.all([...large.length > 0 ? [this.#commitEach(large)] : [], ...small.map(waiting => this.#commitSmall(waiting))])
+  }
+
+  /** A small file is on the disk already, and its name is given by a thread that does so for many. */
+  async #commitSmall (waiting: Waiting): Promise<void> {
+    const { staged: { id, size, temporary }, isLater, resolve, reject } = waiting
+    try {
+      const done = await this.#small.ask('place', { temporary, to: pathOf(this.#root, id), size })
+      if (done === undefined) return await this.#commitEach([waiting])
+      if (done === 'in a new folder') this.#unsynced.add(this.#root)
+      if (done !== 'there') this.#unsynced.add(this.#shard(waiting))
+      if (!isLater) await this.settle(id)
+      resolve(done !== 'there')
+    } catch (error) {
+      reject(fileError(error, pathOf(this.#root, id)))
+    }
+  }
+
+  async #commitEach (group: Waiting[]): Promise<void> {
     let live = group
     // One that fails is out, and does not hold up the others.
     const each = async (step: (waiting: Waiting) => Promise<void>): Promise<void> => {
@@ -169,6 +201,7 @@ export class Placement {
 
   /** The bytes on the disk, and the list's too, where that is waited for. */
   async #settle (waiting: Waiting): Promise<void> {
+    if (!('handle' in waiting.staged)) return
     const { handle, leaves } = waiting.staged
     if (leaves.length > HASH_BYTES) {
       waiting.list = temporaryIn(this.#partial)
@@ -214,7 +247,7 @@ export class Placement {
   }
 
   async #discard ({ staged, list }: Waiting): Promise<void> {
-    await staged.handle.close()
+    if ('handle' in staged) await staged.handle.close()
     await removeTemporary(staged.temporary)
     if (list === undefined) return
     await removeTemporary(list)

@@ -6,7 +6,7 @@ import type { ContentId } from '../core/ids.js'
 import { CHUNK_BYTES, type Buffers } from './buffers.js'
 import { Outflow, type Ending } from './outflow.js'
 import { matchFails, noneMatchHits, parseRange, rangeStands } from './range.js'
-import type { FileReader, OpenFile } from './reader.js'
+import { SMALL_BYTES, type FileReader, type OpenFile } from './reader.js'
 
 // Answers GET and HEAD of one file or of its leaf list. The decision whether the caller may read it was made
 // before; here only the store and RFC 9110 speak. Content-Length is a promise: where the bytes run
@@ -36,9 +36,6 @@ export const FILE_SIZE_HEADER = 'Patchcord-File-Size'
  * that knows no accounts would answer for any reason it has. */
 export const ACCOUNT_HEADER = 'Patchcord-Database'
 
-/** Bodies up to this size get a buffer of their own, so that a thousand small files hold no large ones. */
-const SMALL_BYTES = 65_536
-
 /** Answers the request and resolves when the answer has ended, however it ended (`ending` says). Throws
  * `not-found` where the file is not there, and `unreadable` where the system refuses it, both before any
  * header is set; after that it does not throw. Every handle is closed when it resolves. */
@@ -49,6 +46,7 @@ export async function serveFile (reader: FileReader, request: FileRequest, respo
     const { status, headers, start, length } = plan(request, body)
     response.writeHead(status, headers)
     const outflow = new Outflow(response, limits.stallMs, clock)
+    if (body.whole !== undefined && request.method === 'GET') return { status, ending: await outflow.endWith(body.whole.subarray(start, start + length)), bytes: outflow.bytes }
     const ending = await send(body, reader.buffers, start, request.method === 'HEAD' ? 0 : length, outflow)
     return { status, bytes: outflow.bytes, ending }
   } finally {
@@ -59,6 +57,8 @@ export async function serveFile (reader: FileReader, request: FileRequest, respo
 interface Body {
   readonly size: number
   readonly extra: Record<string, string>
+  /** All of it, where it is in memory. */
+  readonly whole?: Buffer | undefined
   /** Reads into `buffer` from its start; how many bytes, 0 at the end. */
   read (buffer: Buffer, length: number, position: number): Promise<number>
   close (): Promise<void>
@@ -73,6 +73,8 @@ function readAt ({ handle }: OpenFile, buffer: Buffer, length: number, position:
 
 async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<Body | undefined> {
   if (part === 'content') {
+    const whole = reader.readSmall(id)
+    if (whole !== undefined) return { size: whole.length, extra: {}, whole, read: fromMemory(whole), close: nothing }
     const file = await reader.open(id)
     if (file === undefined) return undefined
     return {
@@ -88,13 +90,14 @@ async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<B
   return {
     size: bytes?.length ?? file?.size ?? 0,
     extra: { [FILE_SIZE_HEADER]: String(list.fileSize) },
-    async read (buffer, length, position) {
-      if (bytes !== undefined) return bytes.copy(buffer, 0, position, position + length)
-      return file === undefined ? 0 : await readAt(file, buffer, length, position)
-    },
+    whole: bytes,
+    read: bytes !== undefined ? fromMemory(bytes) : (buffer, length, position) => file === undefined ? Promise.resolve(0) : readAt(file, buffer, length, position),
     close: () => list.close(),
   }
 }
+
+const fromMemory = (bytes: Buffer): Body['read'] => (buffer, length, position) => Promise.resolve(bytes.copy(buffer, 0, position, position + length))
+const nothing = (): Promise<void> => Promise.resolve()
 
 /** What to answer, in the order of RFC 9110 section 13.2.2. Range means nothing for HEAD (section 14.2). */
 function plan ({ id, method, headers: asked, account }: FileRequest, { size, extra }: Body): { status: Served['status'], headers: Record<string, string>, start: number, length: number } {
@@ -164,7 +167,7 @@ async function send (body: Body, buffers: Buffers, start: number, length: number
   }
 }
 
-/** One piece in a buffer of its own, with the head of the answer in the same record. */
+/** One piece in a buffer of its own, so that a thousand small files hold no large ones, and with the head of the answer in the same record. */
 async function sendSmall (body: Body, start: number, length: number, outflow: Outflow): Promise<Ending> {
   try {
     const buffer = Buffer.allocUnsafe(length)

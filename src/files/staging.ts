@@ -20,6 +20,9 @@ export interface Staged {
   readonly handle: FileHandle
 }
 
+/** A small file in `partial/`, whole and hashed, complete and on the disk (small-files.ts). */
+export type StagedSmall = Omit<Staged, 'leaves' | 'handle'>
+
 /** What staging asks of the store, to spare the copy of a file that is there. */
 export interface Known {
   /** Whether the store has this file, whole. */

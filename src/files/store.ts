@@ -10,11 +10,13 @@ import { Asides } from './asides.js'
 import { checkRoot, idOf, pathOf, shardOf } from './layout.js'
 import { PerKey } from './per-key.js'
 import { Placement } from './placement.js'
-import { LeafHashes, MOST_COPIED } from './leaf-hashes.js'
+import { LeafHashes } from './leaf-hashes.js'
 import { FileReader, type FileReaderOptions } from './reader.js'
 import { formatRecords } from './records.js'
-import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged } from './staging.js'
-import { Unsettled } from './unsettled.js'
+import { SmallFiles } from './small-files.js'
+import { SMALL_MOST } from './small-work.js'
+import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged, type StagedSmall } from './staging.js'
+import { rightSize, Unsettled } from './unsettled.js'
 
 /**
  * The room of files: a store whose names are what is in it.
@@ -47,6 +49,7 @@ export class FileStore {
   readonly reader: FileReader
   /** What hashes the leaves of this store, off the main thread. */
   readonly hashes = new LeafHashes()
+  readonly #small = new SmallFiles()
   /** Files that were fetched for somebody, and not for the store. */
   readonly asides: Asides
   /** Files that were not on the disk yet when an earlier process ended, and are gone. */
@@ -66,10 +69,10 @@ export class FileStore {
     this.root = root
     this.reader = new FileReader(root, options)
     this.#partial = partialOf(root)
-    this.asides = new Asides(this.#partial)
+    this.asides = new Asides(this.#partial, this.#small)
     const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
     this.#unsettled = new Unsettled(join(this.#partial, 'unsettled'))
-    this.#placement = new Placement(root, this.#partial, isThere, this.#unsettled)
+    this.#placement = new Placement(root, this.#partial, isThere, this.#small, this.#unsettled)
     this.#known = {
       isThere,
       mayHave: async (size, first) => await this.#mayHave(size, first),
@@ -95,7 +98,7 @@ export class FileStore {
   async #recover (): Promise<void> {
     const lost: ContentId[] = []
     for (const id of await this.#unsettled.left()) {
-      const size = await this.#rightSize(id)
+      const size = await rightSize(this.reader, this.hashes, id)
       if (size !== undefined) this.#unsettled.adopt(id, size)
       else {
         await this.remove(id)
@@ -105,33 +108,6 @@ export class FileStore {
     await this.#placement.flush()
     await this.#unsettled.settled(new Map())
     this.lost = lost
-  }
-
-  /** The size of a file whose every leaf is what its ID says; undefined where it is not there, or not so. */
-  async #rightSize (id: ContentId): Promise<number | undefined> {
-    const list = await this.reader.leaves(id)
-    const file = await this.reader.open(id)
-    try {
-      if (list === undefined || file?.size !== list.size) return undefined
-      checkLeaves(id, list.size, list.leaves)
-      let right = true
-      let next = 0
-      const lane = async (): Promise<void> => {
-        while (right && next < list.size) {
-          const at = next
-          next += MOST_COPIED
-          const hashes = await this.hashes.copy(this.path(id), file.handle.fd, undefined, at, Math.min(MOST_COPIED, list.size - at))
-          right &&= hashes?.equals(list.leaves.subarray(at / LEAF_BYTES * HASH_BYTES, at / LEAF_BYTES * HASH_BYTES + hashes.length)) === true
-        }
-      }
-      const lanes = await Promise.allSettled([lane(), lane()])
-      return right && lanes.every(({ status }) => status === 'fulfilled') ? list.size : undefined
-    } catch {
-      // A disk that cannot read it does not have it.
-      return undefined
-    } finally {
-      await file?.handle.close()
-    }
   }
 
   /** Makes durable what was taken in for later; the note of it ends. Throws what the disk says. */
@@ -161,6 +137,11 @@ export class FileStore {
     const under: Array<Promise<Added>> = []
     const addOne = async (path: string): Promise<Added> => {
       try {
+        const small = await this.#addSmall(path, isLater, signal)
+        if (small !== undefined) {
+          onBytes?.(small.size)
+          return { path, ...small }
+        }
         let told = 0
         const onProgress = (done: number): void => {
           onBytes?.(done - told)
@@ -188,8 +169,19 @@ export class FileStore {
     }
   }
 
+  /** Takes in a small file together with others. Undefined where it is not small, or did not go: `add` says why. */
+  async #addSmall (path: string, isLater: boolean, signal: AbortSignal | undefined): Promise<{ id: ContentId, size: number, isNew: boolean } | undefined> {
+    signal?.throwIfAborted()
+    const taken = await this.#small.ask('take', { path, root: this.root, folder: this.#partial, isSynced: true })
+    if (taken === undefined) return undefined
+    const { id, size, temporary } = taken
+    if (temporary !== undefined) return { id, size, isNew: await this.place({ id, size, temporary }, isLater) }
+    if (!isLater) await this.#placement.settle(id)
+    return { id, size, isNew: false }
+  }
+
   /** Puts a hashed temporary in place; for `partial.ts`. True where it is new. */
-  async place (staged: Staged, isLater = false): Promise<boolean> {
+  async place (staged: Staged | StagedSmall, isLater = false): Promise<boolean> {
     const isNew = await this.#placement.place(staged, isLater)
     if (isNew && staged.size > LEAF_BYTES && this.#large !== undefined) noteSize(await this.#large, staged.size, staged.id)
     return isNew
@@ -211,6 +203,7 @@ export class FileStore {
   async putAside (id: ContentId, bytes: Uint8Array): Promise<void> {
     const leaves = leafHash(bytes)
     checkLeaves(id, bytes.length, leaves)
+    if (bytes.length <= SMALL_MOST && await this.asides.write(id, bytes)) return
     await this.asides.take(await this.#write(id, bytes, leaves))
   }
 
@@ -238,7 +231,7 @@ export class FileStore {
     try {
       await this.flush()
     } finally {
-      await this.hashes.close()
+      await Promise.all([this.hashes.close(), this.#small.close()])
     }
   }
 
@@ -284,6 +277,17 @@ export class FileStore {
   /** Whether the file is here. */
   async has (id: ContentId): Promise<boolean> {
     return await plainSize(pathOf(this.root, id)) !== undefined
+  }
+
+  /** Which of the files are here. */
+  async having (files: Iterable<{ readonly id: ContentId, readonly size: number }>): Promise<Set<ContentId>> {
+    const here = new Set<ContentId>()
+    await Promise.all(Array.from(files, async ({ id, size }) => {
+      // One of another size is none that was meant; `has` says the same of those that no thread looked for.
+      const path = pathOf(this.root, id)
+      if (await this.#small.ask('has', { path, size }) ?? await plainSize(path) === size) here.add(id)
+    }))
+    return here
   }
 
   /** The path where the file is, or would be. */

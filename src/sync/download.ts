@@ -176,6 +176,16 @@ class Download {
 
   /** One source after the other, the next as soon as one fails or is slow to answer; the first to answer well. */
   async #ask (sources: readonly Source[]): Promise<{ found?: Found, problem?: unknown, isHopeless: boolean }> {
+    const [only] = sources
+    // Of a thousand small files from one device, what could end the others would cost as much as the asking.
+    if (only !== undefined && sources.length === 1) {
+      try {
+        return { found: await this.#askOne(only, this.#signal), isHopeless: true }
+      } catch (problem) {
+        this.#signal.throwIfAborted()
+        return { problem, isHopeless: isFinal(problem) }
+      }
+    }
     const stop = new AbortController()
     const signal = AbortSignal.any([this.#signal, stop.signal])
     const pending = new Set<Promise<{ found: Found } | { error: unknown }>>()
@@ -194,8 +204,7 @@ class Download {
         if (answer === undefined) continue
         if ('found' in answer) return { found: answer.found, isHopeless }
         this.#signal.throwIfAborted()
-        const code = answer.error instanceof PatchcordError ? answer.error.code : undefined
-        if (code !== 'verification' && code !== 'not-found' && code !== 'too-large') isHopeless = false
+        if (!isFinal(answer.error)) isHopeless = false
         // A lie is worse news than an absence, whoever is asked last.
         if (!(problem instanceof PatchcordError && problem.code === 'verification')) problem = answer.error
       }
@@ -256,6 +265,11 @@ class Download {
     this.#options.onEvent?.({ event: 'progress', id, done: size, total: size, rate: size, sources: 1 })
     return { size, isAside, sources: new Set([source.device]), givers: new Set([asGiver(source)]) }
   }
+}
+
+/** Whether a source that said so would say it again. */
+function isFinal (error: unknown): boolean {
+  return error instanceof PatchcordError && ['verification', 'not-found', 'too-large'].includes(error.code)
 }
 
 /** What a source proved of a file: all its bytes, or its list. */

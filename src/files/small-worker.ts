@@ -1,0 +1,9 @@
+import { parentPort } from 'node:worker_threads'
+import { perform } from './small-turn.js'
+import type { SmallTask } from './small-work.js'
+
+// One thread of `SmallFiles`. Started by small-files.ts alone.
+
+parentPort?.on('message', ({ seq, ...task }: SmallTask & { readonly seq: number }) => {
+  parentPort?.postMessage({ seq, ...perform(task) })
+})
