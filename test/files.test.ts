@@ -1045,7 +1045,8 @@ void t.test('addAll: many small files by turns of a thread, as one by one', asyn
     t.strictSame([mode & 0o777, nlink, contentIdOf(leavesOf(readFileSync(store.path(id)))), size], [0o444, 1, id, statSync(store.path(id)).size])
   }
   for await (const added of store.addAll(paths)) t.equal('isNew' in added && added.isNew, false)
-  t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [[], []])
+  t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [['unsettled'], []])
+  t.equal(statSync(join(home, 'partial/unsettled')).size, 0, 'who adds what was there for later waits until it is on the disk')
 })
 
 void t.test('a turn of small files: what it refuses is as it was, and what is in the way stays', t => {
