@@ -882,6 +882,15 @@ void t.test('records: durable lines, concurrent changes, damage', async t => {
 
   t.equal(await store.remove(other), true)
   t.strictSame([await store.has(other), await store.remove(other)], [false, false])
+  // Many at once: what is recorded, even in the same moment, stays.
+  await store.add(join(home, 'b'))
+  await store.record(id, names[0] as never)
+  await store.removeUnrecorded([id, other, absent])
+  t.strictSame([await store.has(id), await store.has(other)], [true, false])
+  await store.add(join(home, 'b'))
+  const [recorded] = await Promise.all([store.record(other, names[0] as never).then(() => true, () => false), store.removeUnrecorded([other])])
+  t.strictSame([await store.has(other), (await store.records(other)).length], recorded ? [true, 1] : [false, 0])
+  await store.remove(other)
   await store.add(join(home, 'b'))
   t.strictSame(await store.records(other), [], 'no record outlives its file')
   t.strictSame(openUnder(home), [])

@@ -11,6 +11,11 @@ import { ProgressMeter } from './local-progress.js'
 /** At most this share of the time is spent reading, so that what runs beside is not held up. */
 const SHARE = 0.5
 
+/** Rests are at least so long (ms): for files of some bytes the shortest rest there is would be most of the time. */
+const REST_MS = 20
+/** Files that are removed together, folder by folder. What is recorded meanwhile stays. */
+const REMOVED = 1_000
+
 /** Keeping the store whole and small. */
 export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' | 'gc'> {
   const { store } = agent
@@ -19,17 +24,26 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       let files = 0
       let bytes = 0
       let damaged = 0
+      let worked = 0
       const sizes = async function * (): AsyncIterable<number> { for await (const { size } of store.list()) yield size }
       const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes, signal })
       for await (const { id, size } of store.list()) {
+        let at = performance.now()
+        const rest = async (): Promise<void> => {
+          signal.throwIfAborted()
+          worked += performance.now() - at
+          const due = worked * (1 / SHARE - 1)
+          if (due >= REST_MS) {
+            worked = 0
+            await sleep(due)
+          }
+          at = performance.now()
+        }
         try {
-          let at = performance.now()
           for await (const chunk of store.read(id) as AsyncIterable<Buffer>) {
-            signal.throwIfAborted()
             bytes += chunk.length
             meter.add(chunk.length)
-            await sleep((performance.now() - at) * (1 / SHARE - 1))
-            at = performance.now()
+            await rest()
           }
         } catch (error) {
           // A list that is missing or of another length is damage as well; what the system refuses to read is not.
@@ -41,6 +55,7 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
         }
         files += 1
         meter.add(0, 1)
+        await rest()
       }
       return { files, bytes, damaged }
     },
@@ -55,6 +70,7 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       for (const database of await agent.couch.databases()) for await (const { id } of fileDocuments(agent.couch.client, database)) kept.add(id)
       let files = 0
       let bytes = 0
+      let batch: ContentId[] = []
       for await (const { id, size } of store.list()) {
         signal.throwIfAborted()
         meter.add(0, 1)
@@ -62,8 +78,13 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
         emit({ event: 'unreferenced', id, size })
         files += 1
         bytes += size
-        if (remove) await store.remove(id)
+        if (!remove) continue
+        batch.push(id)
+        if (batch.length < REMOVED) continue
+        await store.removeUnrecorded(batch)
+        batch = []
       }
+      await store.removeUnrecorded(batch)
       return { files, bytes, removed: remove }
     },
   }

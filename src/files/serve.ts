@@ -73,7 +73,7 @@ function readAt ({ handle }: OpenFile, buffer: Buffer, length: number, position:
 
 async function bodyOf (reader: FileReader, { id, part }: FileRequest): Promise<Body | undefined> {
   if (part === 'content') {
-    const whole = reader.readSmall(id)
+    const whole = await reader.readSmall(id)
     if (whole !== undefined) return { size: whole.length, extra: {}, whole, read: fromMemory(whole), close: nothing }
     const file = await reader.open(id)
     if (file === undefined) return undefined

@@ -301,13 +301,26 @@ export class FileStore {
   /** Removes the file and what lies beside it, durably; whether it was here. Transfers under way go on to
    * their end. The records go first: none may outlive the file and grant it when it comes back. */
   async remove (id: ContentId): Promise<boolean> {
-    return await this.#perFile.run(id, async () => {
-      await this.#forget(id)
-      const was = await unlinkIfThere(pathOf(this.root, id))
-      const list = await unlinkIfThere(pathOf(this.root, id, '.leaves'))
-      if (was || list) await syncFolder(shardOf(this.root, id))
-      return was
-    })
+    const was = await this.#perFile.run(id, () => this.#unlink(id))
+    if (was) await syncFolder(shardOf(this.root, id))
+    return was
+  }
+
+  /** Removes those of many files that are recorded for no database; each folder is written to the disk once, at the end. Not
+   * durable where it throws. */
+  async removeUnrecorded (ids: readonly ContentId[]): Promise<void> {
+    const shards = new Set<string>()
+    const remove = async (id: ContentId): Promise<boolean> => (await this.records(id)).length === 0 && await this.#unlink(id)
+    for (let at = 0; at < ids.length; at += RECORDS_AT_ONCE) {
+      await Promise.all(ids.slice(at, at + RECORDS_AT_ONCE).map(async id => { if (await this.#perFile.run(id, () => remove(id))) shards.add(shardOf(this.root, id)) }))
+    }
+    for (const shard of shards) await syncFolder(shard)
+  }
+
+  async #unlink (id: ContentId): Promise<boolean> {
+    await this.#forget(id)
+    const was = await unlinkIfThere(pathOf(this.root, id))
+    return await unlinkIfThere(pathOf(this.root, id, '.leaves')) || was
   }
 
   /** Takes a file that is damaged out of the store and puts it aside, with its list, in `quarantine/` beside `files/`;
