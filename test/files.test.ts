@@ -744,7 +744,7 @@ void t.test('import: what is there already costs one pass and no write', async t
     t.strictSame(await opened.add(large, { onProgress: done => { progress.push(done) } }), { ...first[1], isNew: false })
     const [readsAfter, writesAfter] = processIo()
     t.equal(progress.length, 9, 'one pass')
-    t.ok(readsAfter - reads < 9.5 * LEAF_BYTES, `${readsAfter - reads} bytes read`)
+    t.ok(readsAfter - reads < 12 * LEAF_BYTES, `${readsAfter - reads} bytes read`)
     // Threads wake each other by writes of a few bytes.
     t.ok(writesAfter - writes < 131_072, `${writesAfter - writes} bytes written`)
     t.strictSame(await opened.add(join(home, 'small')), { ...first[0], isNew: false })
@@ -1045,7 +1045,8 @@ void t.test('addAll: many small files by turns of a thread, as one by one', asyn
     t.strictSame([mode & 0o777, nlink, contentIdOf(leavesOf(readFileSync(store.path(id)))), size], [0o444, 1, id, statSync(store.path(id)).size])
   }
   for await (const added of store.addAll(paths)) t.equal('isNew' in added && added.isNew, false)
-  t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [[], []])
+  t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [['unsettled'], []])
+  t.equal(statSync(join(home, 'partial/unsettled')).size, 0, 'who adds what was there for later waits until it is on the disk')
 })
 
 void t.test('a turn of small files: what it refuses is as it was, and what is in the way stays', t => {

@@ -1,5 +1,5 @@
-import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createHash, randomBytes } from 'node:crypto'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { open, rename, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -12,7 +12,7 @@ import { writeDurably } from '../src/core/durable-file.js'
 import { Charges } from '../src/pairing/charges.js'
 import { PendingPairs } from '../src/pairing/pending.js'
 import { parseContentId, type ContentId } from '../src/core/ids.js'
-import { contentIdOf, leafHash } from '../src/files/content-id.js'
+import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
 import { perform } from '../src/files/small-turn.js'
 import type { SmallAsked, SmallDone, SmallWork } from '../src/files/small-work.js'
 import { FileStore } from '../src/files/store.js'
@@ -36,18 +36,18 @@ t.teardown(() => { rmSync(folder, { recursive: true }) })
 const SURVIVALS: readonly Survival[] = ['least', 'names', 'all', 'last', 1, 2]
 const settings = (name: string): Settings => ({ version: 1, name, programPassword: 'p'.repeat(32), bridgeToken: 't'.repeat(32) })
 
-/** Every state of the disk after a loss of power at every moment, in each way to lose; each once, with all moments it is had at. */
-function * losses (recording: Recording, before: Disk, step = 1): Generator<{ disk: Disk, where: string }> {
+/** Every state of the disk after a loss of power at every moment, in each way to lose; each once, or once for each thing that `what` says of a moment. */
+function * losses (recording: Recording, before: Disk, step = 1, what: (moment: number) => string = () => ''): Generator<{ disk: Disk, where: string, moment: number }> {
   const seen = new Set<string>()
   for (const survival of SURVIVALS) {
     for (const moment of recording.moments.filter(moment => moment % step === 0)) {
       const disk = replay(recording, moment, before, survival)
-      const hash = createHash('sha256')
+      const hash = createHash('sha256').update(what(moment))
       for (const [path, entry] of [...disk].toSorted(([one], [other]) => one < other ? -1 : 1)) hash.update(`${path}\0`).update(entry.kind === 'file' ? entry.data : entry.kind)
       const key = hash.digest('hex')
       if (seen.has(key)) continue
       seen.add(key)
-      yield { disk, where: `power lost after ${moment} of ${recording.events.length} writes, ${typeof survival === 'number' ? `some (${survival})` : survival} of what was not synced kept` }
+      yield { disk, moment, where: `power lost after ${moment} of ${recording.events.length} writes, ${typeof survival === 'number' ? `some (${survival})` : survival} of what was not synced kept` }
     }
   }
 }
@@ -240,12 +240,92 @@ await t.test('power loss: the first start leaves an identity, or none and is don
   }, 4)
 })
 
+await t.test('power loss while a large file is lent: it is right, or gone and told to be', async t => {
+  const live = mkdtempSync(join(folder, 'lent-'))
+  const bytes = randomBytes(LEAF_BYTES + 5)
+  const path = join(folder, 'large')
+  writeFileSync(path, bytes)
+  const store = await FileStore.open(join(live, 'files'))
+  t.teardown(() => store.close())
+  const before = readDisk(live)
+  let id = '' as ContentId
+  const recording = await recordDisk(live, async (mark, wrote) => {
+    const copy = store.hashes.copy.bind(store.hashes)
+    store.hashes.copy = async (from, source, to, position, length) => {
+      const hashes = await copy(from, source, to, position, length)
+      if (to !== undefined) wrote(readlinkSync(`/proc/self/fd/${to}`), bytes.subarray(position, position + length), position)
+      return hashes
+    }
+    for await (const added of store.addAll([path], { isLater: true })) if ('id' in added) id = added.id
+    mark('lent')
+    await store.flush()
+    mark('on the disk')
+    t.equal(statSync(join(live, 'partial', 'unsettled')).size, 0, 'nothing is noted any more')
+    await store.remove(id)
+    mark('removed')
+  })
+  const moment = (what: string): number => recording.events.findIndex(event => event.kind === 'mark' && event.what === what)
+  const syncs = recording.events.slice(0, moment('lent')).flatMap(event => event.kind === 'sync' ? [event.path] : [])
+  t.notOk(syncs.some(path => /^partial\/.*\.tmp$/.test(path)), 'who lends it does not wait for its bytes')
+  const found = { right: 0, lost: 0, none: 0 }
+  const stageOf = (at: number): string => ['removed', 'on the disk', 'lent'].find(what => at > moment(what)) ?? 'before'
+  for (const { disk, moment: at, where } of losses(recording, before, 1, stageOf)) {
+    const stage = stageOf(at)
+    // It is being removed.
+    if (stage === 'on the disk' && at > moment('on the disk') + 1) continue
+    const lost = mkdtempSync(join(folder, 'lost-'))
+    layOut(disk, lost)
+    const opened = await FileStore.open(join(lost, 'files'))
+    const there: ContentId[] = []
+    for await (const file of opened.list()) {
+      const chunks: Buffer[] = []
+      for await (const chunk of opened.read(file.id) as AsyncIterable<Buffer>) chunks.push(chunk)
+      if (!Buffer.concat(chunks).equals(bytes)) t.fail(`${where}: what is there is not right`)
+      there.push(file.id)
+    }
+    const isThere = there.includes(id)
+    const isLost = opened.lost.includes(id)
+    found[isThere ? 'right' : isLost ? 'lost' : 'none'] += 1
+    if (stage === 'lent' && isThere === isLost) t.fail(`${stage}, ${where}: ${isThere ? 'it is there, and told to be lost' : 'it is gone, and nobody is told'}`)
+    if (stage === 'on the disk' && !isThere) t.fail(`${stage}, ${where}: it is gone`)
+    await opened.close()
+    rmSync(lost, { recursive: true })
+  }
+  t.ok(found.right > 2 && found.lost > 2 && found.none > 2, `it was right ${found.right} times, lost ${found.lost} times, and not there yet or any more ${found.none} times`)
+})
+
 await t.test('kill -9 while state is written (npm run test:faults makes 200, of each process)', async t => {
   const world = await startStateWorld(mkdtempSync(join(folder, 'k')))
   const { right, what } = await killWhileWriting(world, 'agent', 200, 1)
   t.ok(right, what)
-  await world.laptop.stop()
+
+  const { laptop } = world
+  const name = answerOf(await laptop.run('devices', '--json'))
+  const [kept, damaged] = ['kept', 'damaged'].map(what => {
+    const bytes = randomBytes(LEAF_BYTES + 1)
+    const path = join(laptop.home, '..', what)
+    writeFileSync(path, bytes)
+    return { path, id: contentIdOf(Buffer.concat([leafHash(bytes.subarray(0, LEAF_BYTES)), leafHash(bytes.subarray(LEAF_BYTES))])) }
+  }) as [{ path: string, id: ContentId }, { path: string, id: ContentId }]
+  const offered: string[] = []
+  for (const { path } of [kept, damaged]) offered.push((await laptop.json<{ offer: string }>('send', name, path, '--no-wait')).offer)
+  const note = join(laptop.home, 'partial', 'unsettled')
+  t.equal(readFileSync(note, 'latin1'), `${kept.id}\n${damaged.id}\n`, 'what is lent is not on the disk yet')
+  await laptop.kill()
+  chmodSync(laptop.storePath(damaged.id), 0o600)
+  writeFileSync(laptop.storePath(damaged.id), Buffer.alloc(LEAF_BYTES + 1))
+  await laptop.start()
+  t.strictSame([kept, damaged].map(({ id }) => laptop.has(id)), [true, false], 'what is not what it was is dropped')
+  const { sent } = JSON.parse(readFileSync(join(laptop.home, 'offers.json'), 'utf8')) as { sent: Array<{ offer: string }> }
+  t.strictSame(sent.map(({ offer }) => offer), offered.slice(0, 1), 'its offer ended')
+  t.match(laptop.service!.log(), new RegExp(`"offer":"${offered[1]}".*an offer ended: .* send them again`))
+  t.equal(readFileSync(note, 'latin1'), '', 'the rest is on the disk now')
+  await laptop.stop()
 })
+
+function answerOf ({ stdout }: { stdout: string }): string {
+  return (JSON.parse(stdout.trim().split('\n').find(line => line.includes('"friend'))!) as { name: string }).name
+}
 
 await t.test('any fault in the update channel ends in the new trust or a dead server', async t => {
   const root = mkdtempSync(join(folder, 'u'))

@@ -35,6 +35,7 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
         sent = await agent.offers.offer(known.device, files)
       } finally {
         agent.importing -= 1
+        agent.offers.flush()
       }
       const { offer, bytes } = sent
       emit({ event: 'offered', offer, files: files.length, bytes })

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { join } from 'node:path'
 import * as v from 'valibot'
+import type { Timer } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
 import { contentId, deviceId, instant } from '../core/shape.js'
@@ -36,6 +37,8 @@ const LARGE_COUNTS = 4
 /** How often progress is told here, and to the sender (ms). */
 const TELL_MS = 250
 const MAIL_MS = 2_000
+/** How long files that are lent may stay off the disk while they are fetched (ms): both ends may share it. */
+const FLUSH_MS = 10_000
 
 /**
  * Files handed from one device to another: the sender lends them and offers a list by mail; the receiver's person sees
@@ -51,6 +54,7 @@ export class Offers {
   readonly #fetching = new Map<string, number>()
   /** Files of the offers that are being fetched or land, and of how many. */
   readonly #landing = new Map<ContentId, number>()
+  #flushing: Timer | undefined
 
   private constructor (agent: Agent, path: string, state: State) {
     this.#agent = agent
@@ -61,10 +65,27 @@ export class Offers {
   /** Throws `bad-state`, naming the file and the field. */
   static async open (agent: Agent): Promise<Offers> {
     const path = join(agent.home.root, 'offers.json')
-    const state: State = await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] }
+    const { store, logger } = agent
+    const lost = new Set(store.lost)
+    const had: State = await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] }
+    const [ended, sent] = [true, false].map(isLost => had.sent.filter(one => one.files.some(id => lost.has(id)) === isLost)) as [SentOffer[], SentOffer[]]
+    const state: State = { ...had, sent }
+    if (ended.length > 0) await writeState(path, Shape, state)
+    for (const { offer, device, files } of ended) logger.warn({ offer, device, lost: files.filter(id => lost.has(id)) }, 'an offer ended: the service went down before its files were on the disk; send them again')
     // Of an offer that landed, or that nobody goes on with.
-    if (!state.received.some(one => one.state === 'accepted')) for (const id of await agent.store.asides.all()) await agent.store.asides.drop(id)
+    if (!state.received.some(one => one.state === 'accepted')) for (const id of await store.asides.all()) await store.asides.drop(id)
     return new Offers(agent, path, state)
+  }
+
+  /** Makes durable what was taken in to be lent, when nobody waits for the disk any more. */
+  flush (delay = FLUSH_MS): void {
+    const { clock, store, logger } = this.#agent
+    if (this.#flushing !== undefined && delay > 0) return
+    this.#flushing?.cancel()
+    this.#flushing = clock.after(delay, () => {
+      this.#flushing = undefined
+      store.flush().catch((error: unknown) => { logger.warn({ reason: messageOf(error) }, 'files that are lent are not on the disk yet; after a crash they are read again') })
+    })
   }
 
   get received (): readonly ReceivedOffer[] { return this.#state.received }
@@ -210,7 +231,9 @@ export class Offers {
       for (const one of sent) {
         if (one.answer !== this.#state.sent.find(({ offer }) => offer === one.offer)?.answer) this.#agent.emit({ event: 'offer-answered', offer: one.offer, device, answer: one.answer })
       }
-      await this.#change(state => ({ ...state, sent: sent.filter(({ answer }) => answer === 'none' || answer === 'accepted'), received: [...received, ...fresh] }))
+      const open = sent.filter(({ answer }) => answer === 'none' || answer === 'accepted')
+      await this.#change(state => ({ ...state, sent: open, received: [...received, ...fresh] }))
+      if (open.length < sent.length) this.flush(0)
     }
     for (const one of fresh) this.#agent.emit({ event: 'offer', offer: one.offer, device, files: one.files, bytes: one.bytes })
     const rule = this.#state.rules.find(one => one.device === device)

@@ -9,20 +9,23 @@ import { LEAF_BYTES, leafHash } from './content-id.js'
 /** Bytes in shared memory. */
 interface InMemory { readonly memory: SharedArrayBuffer, readonly offset: number, readonly length: number }
 
+/** One byte at a place of an open file. */
+export interface Mark { readonly to: number, readonly position: number, readonly value: number }
+
 /** What a worker is handed. Descriptors are open, and stay so until the answer came. */
 export type LeafTask = { readonly seq: number } & (
   | { readonly kind: 'hash' } & InMemory
-  /** Writes the bytes if this is their hash. */
-  | { readonly kind: 'write', readonly expected: Uint8Array, readonly to: number, readonly position: number } & InMemory
-  /** Reads so many bytes, and writes them to the same place of another file, where one is named. */
+  /** Writes the bytes if this is their hash, and then the one byte that says so. */
+  | { readonly kind: 'write', readonly expected: Uint8Array, readonly to: number, readonly position: number, readonly mark: Mark } & InMemory
+  /** Reads so many bytes, leaf by leaf, and writes them to the same place of another file, where one is named. */
   | { readonly kind: 'copy', readonly from: number, readonly to: number | undefined, readonly position: number, readonly length: number })
 
-/** What comes back: the hash, none where the file ended before; or what the system said, and of which side. */
+/** What comes back: the hash, for `copy` one for each leaf, none where the file ended before; or what the system said, and of which side. */
 export type LeafAnswer = { readonly seq: number } & (
   | { readonly hash: Uint8Array | undefined }
   | { readonly failed: 'from' | 'to', readonly code: string | undefined, readonly message: string })
 
-/** What was read, for `copy`. */
+/** A leaf that was read, for `copy`. */
 let own: Buffer | undefined
 
 parentPort?.on('message', (task: LeafTask) => {
@@ -32,17 +35,27 @@ parentPort?.on('message', (task: LeafTask) => {
 function perform (task: LeafTask): { hash: Uint8Array | undefined } | { failed: 'from' | 'to', code: string | undefined, message: string } {
   let failed: 'from' | 'to' = 'from'
   try {
-    let bytes: Uint8Array
     if (task.kind === 'copy') {
-      bytes = (own ??= Buffer.allocUnsafeSlow(LEAF_BYTES)).subarray(0, task.length)
-      if (read(task.from, bytes, task.position) < bytes.length) return { hash: undefined }
-    } else {
-      bytes = new Uint8Array(task.memory, task.offset, task.length)
+      own ??= Buffer.allocUnsafeSlow(LEAF_BYTES)
+      const hashes: Buffer[] = []
+      for (let at = 0; at < task.length; at += LEAF_BYTES) {
+        const bytes = own.subarray(0, Math.min(LEAF_BYTES, task.length - at))
+        const position = task.position + at
+        failed = 'from'
+        if (read(task.from, bytes, position) < bytes.length) return { hash: undefined }
+        hashes.push(leafHash(bytes))
+        failed = 'to'
+        if (task.to !== undefined) write(task.to, bytes, position)
+      }
+      return { hash: Buffer.concat(hashes) }
     }
+    const bytes = new Uint8Array(task.memory, task.offset, task.length)
     const hash = leafHash(bytes)
     failed = 'to'
-    if (task.kind === 'copy' && task.to !== undefined) write(task.to, bytes, task.position)
-    if (task.kind === 'write' && hash.equals(task.expected)) write(task.to, bytes, task.position)
+    if (task.kind === 'write' && hash.equals(task.expected)) {
+      write(task.to, bytes, task.position)
+      write(task.mark.to, Buffer.of(task.mark.value), task.mark.position)
+    }
     return { hash }
   } catch (error) {
     return { failed, code: systemCode(error), message: (error as Error).message }

@@ -4,6 +4,7 @@ import { fileError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
 import { checkLeaves, HASH_BYTES, leafCount } from './content-id.js'
 import { isGiver, type Giver } from './giver.js'
+import type { Mark } from './hash-worker.js'
 import { writeAt } from './staging.js'
 
 // What is known of a download that is not whole, beside it in `partial/<id>.bitmap`, written in place:
@@ -80,7 +81,12 @@ export class PartialState {
     return undefined
   }
 
-  /** Notes that a leaf is written; nothing is waited for but the system call. */
+  /** What is to be written once a leaf is, which says so; nothing is waited for but the system call. */
+  markOf (index: number): Mark {
+    return { to: this.#handle.fd, value: LEAF_STATE.written, position: this.#at(index) }
+  }
+
+  /** Writes that. */
   async written (index: number): Promise<void> {
     await writeAt(this.#handle, Buffer.of(LEAF_STATE.written), this.#at(index))
   }

@@ -150,16 +150,16 @@ export class PartialFile {
       if (bytes.length !== expected) throw wrong()
       if (this.#have[index] === 0 && bytes.buffer instanceof SharedArrayBuffer && (from === undefined || this.givers.has(from))) {
         // One turn of another thread.
-        if (!await this.#store.hashes.write(bytes, hash, this.#handle.fd, at)) throw wrong()
+        if (!await this.#store.hashes.write(bytes, hash, this.#handle.fd, at, this.#state.markOf(index))) throw wrong()
       } else {
         if (!(await this.#store.hashes.hash(bytes)).equals(hash)) throw wrong()
         if (this.#have[index] === 1) return
         if (from !== undefined) await this.#name(from)
         await writeAt(this.#handle, bytes, at)
+        await this.#state.written(index)
       }
       if (this.#have[index] === 1) return
       this.#mark(index)
-      await this.#state.written(index)
       this.#unrecorded.push(index)
       if (this.#unrecorded.length >= BATCH) this.#record()
       else this.#timer ??= setTimeout(() => { this.#record() }, BATCH_MS).unref()

@@ -1,16 +1,21 @@
 import { mkdir, open, rename } from 'node:fs/promises'
-import { syncFolder } from '../core/durable-file.js'
+import { syncFile, syncFolder } from '../core/durable-file.js'
 import { fileError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
-import { HASH_BYTES } from './content-id.js'
+import { HASH_BYTES, LEAF_BYTES } from './content-id.js'
 import { unlinkIfThere } from './folders.js'
 import { pathOf, shardOf } from './layout.js'
 import type { SmallFiles } from './small-files.js'
 import { removeTemporary, temporaryIn, writeAt, type Staged, type StagedSmall } from './staging.js'
+import type { Unsettled } from './unsettled.js'
 
 // Puts staged files into place, durably: the file and its leaf list are fsynced, the list is renamed beside
 // and its folder fsynced, then the file is renamed and the folder fsynced again. A file that is in place so
 // always has its list, and after a crash there is a whole file or none.
+//
+// A large file that is only lent is not waited for: a durable note says first that it may not be whole (unsettled.ts), then it
+// gets its name, and `flush` makes it durable when nobody waits. After a crash it is there or not, whole or not; whoever
+// opens the store reads it again, and drops it where it is not right.
 //
 // What waits while a group is on its way to the disk becomes the next group, whose fsyncs run at once and whose
 // folders are fsynced once each: adding many small files costs the disk a fraction of its waits.
@@ -22,6 +27,8 @@ const COMPLETE_MODE = 0o444
 interface Waiting {
   readonly staged: Staged | StagedSmall
   readonly isLater: boolean
+  /** Whether it is noted, and not waited for. */
+  isNoted?: boolean
   /** The temporary of the leaf list, until it is beside the file. */
   list?: string
   readonly resolve: (isNew: boolean) => void
@@ -33,6 +40,7 @@ export class Placement {
   readonly #partial: string
   readonly #isThere: (id: ContentId, size: number) => Promise<boolean>
   readonly #small: SmallFiles
+  readonly #unsettled: Unsettled
   readonly #shards = new Set<string>()
   /** Folders with names that a crash may still lose. */
   readonly #unsynced = new Set<string>()
@@ -41,15 +49,16 @@ export class Placement {
   #waiting: Waiting[] = []
   #isRunning = false
 
-  constructor (root: string, partial: string, isThere: (id: ContentId, size: number) => Promise<boolean>, small: SmallFiles) {
+  constructor (root: string, partial: string, isThere: (id: ContentId, size: number) => Promise<boolean>, small: SmallFiles, unsettled: Unsettled) {
     this.#root = root
     this.#partial = partial
     this.#isThere = isThere
     this.#small = small
+    this.#unsettled = unsettled
   }
 
   /** Resolves once the file is in place and durable: true, or false where it was there already. With `isLater` a crash may
-   * lose it as a whole until `settle` resolved. Takes over `staged`: its handle is closed and its temporary gone in every
+   * lose it as a whole until `settle` resolved, and one of more than a leaf until `flush` did. Takes over `staged`: its handle is closed and its temporary gone in every
    * case. Throws `disk-full` and the like. */
   async place (staged: Staged | StagedSmall, isLater = false): Promise<boolean> {
     return await new Promise((resolve, reject) => {
@@ -82,6 +91,26 @@ export class Placement {
     })().finally(() => { if (this.#syncing.get(folder) === syncing) this.#syncing.delete(folder) })
     syncing.catch(() => { /* whoever settles is told */ })
     this.#syncing.set(folder, syncing)
+  }
+
+  /** Makes durable what is noted, or that one file. Throws what the disk says; it is then noted still. */
+  async flush (id?: ContentId): Promise<void> {
+    const ids = this.#unsettled.ids.filter(noted => id === undefined || noted === id)
+    if (ids.length === 0) return
+    const tokens = new Map(ids.map(noted => [noted, this.#unsettled.token(noted)!]))
+    const shards = new Set<string>()
+    for (const noted of ids) {
+      try {
+        await syncFile(pathOf(this.#root, noted, '.leaves'))
+        await syncFile(pathOf(this.#root, noted))
+        shards.add(shardOf(this.#root, noted))
+      } catch (error) {
+        // It was removed meanwhile.
+        if (systemCode(error) !== 'ENOENT') throw fileError(error, pathOf(this.#root, noted))
+      }
+    }
+    for (const shard of shards) await syncFolder(shard).catch((error: unknown) => { throw fileError(error, shard) })
+    await this.#unsettled.settled(tokens)
   }
 
   async #run (): Promise<void> {
@@ -145,28 +174,32 @@ export class Placement {
       await this.#discard(waiting)
       old.add(waiting)
     })
-    for (const waiting of old) if (!waiting.isLater) await this.settle(waiting.staged.id).catch(waiting.reject)
+    for (const { isLater, staged: { id }, reject } of old) if (!isLater) await this.settle(id).then(() => this.flush(id)).catch(reject)
     for (const { resolve } of old) resolve(false)
     live = live.filter(waiting => !old.has(waiting))
+    for (const waiting of live) waiting.isNoted = waiting.isLater && waiting.staged.size > LEAF_BYTES && this.#unsettled.hasRoom(waiting.staged.size)
     await each(async waiting => { await this.#settle(waiting) })
     const shards = this.#makeShards(live)
     await each(async () => { await shards })
+    const noted = live.filter(({ isNoted }) => isNoted)
+    const note = noted.length === 0 ? undefined : this.#unsettled.add(noted.map(({ staged }) => staged))
+    await each(async ({ isNoted }) => { if (isNoted === true) await note })
 
     const withList = live.filter(({ list }) => list !== undefined)
     await each(async waiting => {
       if (waiting.list === undefined) return
       await rename(waiting.list, pathOf(this.#root, waiting.staged.id, '.leaves'))
     })
-    const lists = this.#syncShards(withList)
+    const lists = this.#syncShards(withList.filter(({ isNoted }) => isNoted !== true))
     await each(async waiting => { await lists.get(this.#shard(waiting)) })
     await each(async ({ staged }) => { await rename(staged.temporary, pathOf(this.#root, staged.id)) })
-    for (const waiting of live) if (waiting.isLater) this.#unsynced.add(this.#shard(waiting))
+    for (const waiting of live) if (waiting.isLater && waiting.isNoted !== true) this.#unsynced.add(this.#shard(waiting))
     const files = this.#syncShards(live.filter(({ isLater }) => !isLater))
     await each(async waiting => { await files.get(this.#shard(waiting)) })
     for (const { resolve } of live) resolve(true)
   }
 
-  /** The bytes on the disk, and the list's too. */
+  /** The bytes on the disk, and the list's too, where that is waited for. */
   async #settle (waiting: Waiting): Promise<void> {
     if (!('handle' in waiting.staged)) return
     const { handle, leaves } = waiting.staged
@@ -176,13 +209,13 @@ export class Placement {
       try {
         await writeAt(list, leaves, 0)
         await list.chmod(COMPLETE_MODE)
-        await list.sync()
+        if (waiting.isNoted !== true) await list.sync()
       } finally {
         await list.close()
       }
     }
     await handle.chmod(COMPLETE_MODE)
-    await handle.sync()
+    if (waiting.isNoted !== true) await handle.sync()
     await handle.close()
   }
 

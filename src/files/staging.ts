@@ -4,8 +4,8 @@ import { copyFile, open, unlink, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
-import type { LeafHashes } from './leaf-hashes.js'
-import { contentIdOf, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
+import { MOST_COPIED, type LeafHashes } from './leaf-hashes.js'
+import { contentIdOf, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
 
 // From a path of the person's to a hashed copy in `partial/`, ready to be put into place. The ID is always
 // that of the bytes in the copy, whatever happens to the source meanwhile; a source that changed is an
@@ -41,10 +41,14 @@ export interface ImportOptions {
   readonly onProgress?: (done: number, total: number) => void
   /** Ends the import between two leaves, with the signal's reason; nothing stays behind. */
   readonly signal?: AbortSignal
+  /** Whether nobody waits for the disk: it is then not told to begin. */
+  readonly isLater?: boolean
 }
 
-/** Leaves in flight at once for one file: two for each thread. */
+/** Turns of threads in flight at once for one file: two for each thread. */
 const LANES = 8
+/** Files are left for later up to so many bytes in all (unsettled.ts): as much is read again after a crash. */
+export const MOST_LATER_BYTES = 2 * 1024 ** 3
 /** How much is written before the disk is told to begin (bytes). */
 const WRITEBACK_BYTES = 64 * LEAF_BYTES
 
@@ -195,18 +199,21 @@ async function whole (job: Job, temporary: string, handle: FileHandle, fill: () 
 
 /** The leaf list of the `size` bytes of `from`, which are written to `to` where that is given. */
 async function hashLeaves (job: Job, from: FileHandle, to?: FileHandle): Promise<Buffer> {
-  const { path, size, hashes, options: { onProgress, signal } } = job
+  const { path, size, hashes, options: { onProgress, signal, isLater = false } } = job
   const count = leafCount(size)
   const leaves = Buffer.allocUnsafe(count * HASH_BYTES)
-  const writeback = to === undefined ? undefined : new Writeback(to)
+  const writeback = to === undefined || (isLater && size <= MOST_LATER_BYTES) ? undefined : new Writeback(to)
+  // All threads have something to do with a file of a few leaves, too.
+  const most = Math.max(1, Math.min(MOST_COPIED / LEAF_BYTES, Math.floor(count / LANES)))
   let next = 0
   let done = 0
   let failed = false
   const lane = async (): Promise<void> => {
     while (next < count && !failed) {
       signal?.throwIfAborted()
-      const index = next++
-      const length = leafLength(size, index)
+      const index = next
+      next += most
+      const length = Math.min(size - index * LEAF_BYTES, most * LEAF_BYTES)
       const hash = await hashes.copy(path, from.fd, to?.fd, index * LEAF_BYTES, length)
       if (hash === undefined) throw changed(job)
       hash.copy(leaves, index * HASH_BYTES)

@@ -16,6 +16,7 @@ import { formatRecords } from './records.js'
 import { SmallFiles } from './small-files.js'
 import { SMALL_MOST } from './small-work.js'
 import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged, type StagedSmall } from './staging.js'
+import { rightSize, Unsettled } from './unsettled.js'
 
 /**
  * The room of files: a store whose names are what is in it.
@@ -31,7 +32,9 @@ import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type 
  *     partial/                     what is not whole yet, or not known to be, or not for the store (asides.ts): never served
  *
  * Promises: a file under `files/` is whole, hashes to its name, is on the disk, and has its leaf list beside it;
- * after a crash there is such a file or none. No file is recorded but by `record`: nothing that another
+ * after a crash there is such a file or none. Of a larger file that `addAll` took in for later that it is on the disk holds only once
+ * `flush` resolved; until then `partial/unsettled` names it, and whoever opens the store after a crash reads it and drops it
+ * where it is not right, before anything is served. No file is recorded but by `record`: nothing that another
  * device says makes one. A damaged record grants nothing.
  *
  * Must never: hard-link a source (somebody else could change its bytes), follow a symlink, write in place
@@ -49,6 +52,9 @@ export class FileStore {
   readonly #small = new SmallFiles()
   /** Files that were fetched for somebody, and not for the store. */
   readonly asides: Asides
+  /** Files that were not on the disk yet when an earlier process ended, and are gone. */
+  lost: readonly ContentId[] = []
+  readonly #unsettled: Unsettled
   readonly #partial: string
   readonly #placement: Placement
   readonly #perFile = new PerKey<ContentId>()
@@ -65,7 +71,8 @@ export class FileStore {
     this.#partial = partialOf(root)
     this.asides = new Asides(this.#partial, this.#small)
     const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
-    this.#placement = new Placement(root, this.#partial, isThere, this.#small)
+    this.#unsettled = new Unsettled(join(this.#partial, 'unsettled'))
+    this.#placement = new Placement(root, this.#partial, isThere, this.#small, this.#unsettled)
     this.#known = {
       isThere,
       mayHave: async (size, first) => await this.#mayHave(size, first),
@@ -75,7 +82,7 @@ export class FileStore {
   }
 
   /** Opens the store at the absolute path `root` (`…/files`; `…/partial` lies beside), making its folders where
-   * they are missing, and removes temporaries that an earlier process left. Throws `usage`, `unreadable`. */
+   * they are missing, removes temporaries that an earlier process left, and reads again what it had not made durable. Throws `usage`, `unreadable`. */
   static async open (root: string, options: FileReaderOptions = {}): Promise<FileStore> {
     const store = new FileStore(checkRoot(root), options)
     for (const folder of [store.root, store.#partial]) {
@@ -83,7 +90,29 @@ export class FileStore {
     }
     await removeLeftovers(store.#partial, name => !PARTIAL.test(name))
     for (const shard of await shardsIn(store.root)) await removeLeftovers(join(store.root, shard), name => name.startsWith('.') && name.endsWith('.tmp'))
+    await store.#recover()
     return store
+  }
+
+  /** Keeps of what an earlier process left unsettled what is right, durably, and drops the rest. */
+  async #recover (): Promise<void> {
+    const lost: ContentId[] = []
+    for (const id of await this.#unsettled.left()) {
+      const size = await rightSize(this.reader, this.hashes, id)
+      if (size !== undefined) this.#unsettled.adopt(id, size)
+      else {
+        await this.remove(id)
+        lost.push(id)
+      }
+    }
+    await this.#placement.flush()
+    await this.#unsettled.settled(new Map())
+    this.lost = lost
+  }
+
+  /** Makes durable what was taken in for later; the note of it ends. Throws what the disk says. */
+  async flush (): Promise<void> {
+    await this.#placement.flush()
   }
 
   /** Takes in the regular file at `path`; resolves once it is durable. `isNew` is false where it was there
@@ -92,7 +121,7 @@ export class FileStore {
   async add (path: string, options: ImportOptions & { readonly isLater?: boolean } = {}): Promise<{ id: ContentId, size: number, isNew: boolean }> {
     const staged = await stage(path, this.#partial, this.#known, options)
     if (!('temporary' in staged)) {
-      if (options.isLater !== true) await this.#placement.settle(staged.id)
+      if (options.isLater !== true) await this.#durable(staged.id)
       return { ...staged, isNew: false }
     }
     const { id, size } = staged
@@ -101,8 +130,8 @@ export class FileStore {
 
   /** Takes in many files, `concurrency` at once (64 unless told), and yields what became of each, in order. An
    * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and
-   * starts no more. With `isLater` a crash may lose what was yielded, each file as a whole, until the loop has ended: for who
-   * tells nobody before. */
+   * starts no more. With `isLater` a crash may lose what was yielded, each file as a whole, until the loop has ended, and those of more than a
+   * leaf until `flush` was called: for who tells nobody before, and can do without them after a crash. */
   async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, isLater?: boolean, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
     const { concurrency = 64, isLater = false, signal, onBytes } = options
     const under: Array<Promise<Added>> = []
@@ -163,7 +192,10 @@ export class FileStore {
   async put (id: ContentId, bytes: Uint8Array): Promise<boolean> {
     const leaves = leafHash(bytes)
     checkLeaves(id, bytes.length, leaves)
-    if (await this.#isWhole(id, bytes.length)) return false
+    if (await this.#isWhole(id, bytes.length)) {
+      await this.#durable(id)
+      return false
+    }
     return await this.place(await this.#write(id, bytes, leaves))
   }
 
@@ -173,6 +205,12 @@ export class FileStore {
     checkLeaves(id, bytes.length, leaves)
     if (bytes.length <= SMALL_MOST && await this.asides.write(id, bytes)) return
     await this.asides.take(await this.#write(id, bytes, leaves))
+  }
+
+  /** For a file that was there already, perhaps for later. */
+  async #durable (id: ContentId): Promise<void> {
+    await this.#placement.settle(id)
+    await this.#placement.flush(id)
   }
 
   async #write (id: ContentId, bytes: Uint8Array, leaves: Buffer): Promise<Staged> {
@@ -188,9 +226,13 @@ export class FileStore {
     return { id, size: bytes.length, leaves, temporary, handle }
   }
 
-  /** Ends the threads that hash; the store can still be used, and starts them again. */
+  /** Makes durable what was taken in for later, and ends the threads that hash; the store can still be used, and starts them again. */
   async close (): Promise<void> {
-    await Promise.all([this.hashes.close(), this.#small.close()])
+    try {
+      await this.flush()
+    } finally {
+      await Promise.all([this.hashes.close(), this.#small.close()])
+    }
   }
 
   /** The IDs of downloads that an earlier process did not end and that can be gone on with. */
@@ -269,6 +311,7 @@ export class FileStore {
   async record (id: ContentId, database: DatabaseName): Promise<void> {
     await this.#perFile.run(id, async () => {
       if (!await this.has(id)) throw new PatchcordError('not-found', `there is no file ${id} here`)
+      await this.#durable(id)
       const databases = await this.records(id)
       if (!databases.includes(database)) await this.#writeRecords(id, [...databases, database])
     })
@@ -379,6 +422,7 @@ export class FileStore {
 
   /** Takes its records away for good: a disk keeps what is not synced in no order, so that a file could be gone before them. */
   async #forget (id: ContentId): Promise<void> {
+    this.#unsettled.delete(id)
     if (await unlinkIfThere(pathOf(this.root, id, '.refs'))) await syncFolder(shardOf(this.root, id))
   }
 
@@ -418,8 +462,9 @@ const LARGE_AT_ONCE = 2
 const SAME_SIZE = 16
 /** `.refs` files that are read at once: each takes four turns of the thread pool. */
 const RECORDS_AT_ONCE = 32
-/** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with. */
-const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap|whole)$/
+/** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with; and the note of what is
+ * not on the disk yet. */
+const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap|whole)$|^unsettled$/
 
 /** What became of one path of `addAll`. */
 export type Added =

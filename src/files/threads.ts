@@ -1,7 +1,7 @@
 import { Worker } from 'node:worker_threads'
 
-/** Threads that had nothing to do for this long end (ms): each holds some megabytes. */
-const IDLE_MS = 10_000
+/** Threads that had nothing to do for this long end (ms): each holds 10 MiB, and starting one takes 30 ms of a processor. */
+const IDLE_MS = 60_000
 
 interface Waiting<Answer> {
   readonly resolve: (answer: Answer) => void

@@ -5,7 +5,7 @@ import { databaseName, parseJson } from '../core/shape.js'
 import { giverOf, type Giver } from '../files/giver.js'
 import { checkLeaves, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
 import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
-import type { AnswerHead, ByteConnection, BytePool } from './byte-connection.js'
+import type { AnswerHead, ByteConnection, BytePool, Exchange } from './byte-connection.js'
 
 // The questions about a file that one device asks another. Nothing that comes back is believed here but
 // where it says so.
@@ -55,20 +55,18 @@ export async function askFirst (source: Source, id: ContentId, signal: AbortSign
   return { size, bytes }
 }
 
-/** What `askRange` tells of on the way. */
-export interface RangeListener {
-  readonly signal: AbortSignal
+/** What `askRange` tells of on the way, and where it puts what comes. */
+export interface RangeListener extends Pick<Exchange, 'signal' | 'onBytes' | 'place' | 'onPlaced'> {
   /** Told of the connection before anything is asked: `resume` goes on after `onBytes` said false. */
   readonly onConnection: (connection: ByteConnection) => void
-  readonly onBytes: (piece: Buffer) => boolean
 }
 
 /** Fetches bytes `start` to `end` (excluded) of a file of `size` bytes, and resolves when all have come. Throws as `askFirst` does, and
  * `conflict` where the source tells another size: one of those that told it is wrong. */
-export async function askRange (source: Source, id: ContentId, size: number, start: number, end: number, { signal, onConnection, onBytes }: RangeListener): Promise<void> {
+export async function askRange (source: Source, id: ContentId, size: number, start: number, end: number, { onConnection, ...listener }: RangeListener): Promise<void> {
   const { device, bytes } = source
   await bytes.get({
-    path: pathFor(source, `/files/${id}`), headers: { Range: `bytes=${start}-${end - 1}` }, signal, onBytes,
+    path: pathFor(source, `/files/${id}`), headers: { Range: `bytes=${start}-${end - 1}` }, ...listener,
     onHead: head => {
       refuse(source, head)
       const isRange = head.status === 206 && head.headers.get('content-range') === `bytes ${start}-${end - 1}/${size}` && head.length === end - start

@@ -1,8 +1,9 @@
 import type { Socket } from 'node:net'
 import { messageOf, PatchcordError } from '../core/errors.js'
 
-/** Of net.Socket: bytes come into one buffer that is used again, and not as a new one each. */
-export interface OnRead { readonly buffer: Uint8Array, readonly callback: (count: number, buffer: Uint8Array) => boolean }
+/** Of net.Socket: bytes come into the memory that `buffer` names, which is asked for once before the first and again after each
+ * `callback`, and not into a new one each. */
+export interface OnRead { readonly buffer: () => Uint8Array, readonly callback: (count: number, buffer: Uint8Array) => boolean }
 
 /** Head of an answer. Names of headers in lower case; of several of one name, the last. */
 export interface AnswerHead {
@@ -21,6 +22,11 @@ export interface Exchange {
   /** Told of the body, piece by piece. The memory is used again when it returns: what is kept is copied. False stops the
    * reading until `resume`; what was deciphered already comes all the same. */
   readonly onBytes: (piece: Buffer) => boolean
+  /** Where the next bytes of the body are to lie: TLS puts them there itself. Asked for before each piece; undefined where there is no place now, and
+   * `onBytes` is told of what comes. That memory is the connection's until it asks again, and, where it is destroyed, for good. */
+  readonly place?: () => Buffer | undefined
+  /** Told how many bytes were put there; says what `onBytes` says. */
+  readonly onPlaced?: (count: number) => boolean
 }
 
 const READ_BYTES = 65_536
@@ -37,6 +43,10 @@ export class ByteConnection {
   readonly #host: string
   readonly #who: string
   #socket!: Socket
+  /** Where bytes come to that have no place. */
+  readonly #own: Buffer = Buffer.allocUnsafeSlow(READ_BYTES)
+  /** Where the next bytes come to, if that is not `#own`. */
+  #place: Buffer | undefined
   #head = ''
   #left = 0
   #isBody = false
@@ -56,7 +66,7 @@ export class ByteConnection {
   /** `dial` makes the connection, with what it is told of how to read; `host` goes into the Host header; `who` into errors. */
   static async open (dial: (onread: OnRead) => Promise<Socket>, host: string, who: string): Promise<ByteConnection> {
     const connection = new ByteConnection(host, who)
-    const socket = await dial({ buffer: Buffer.allocUnsafeSlow(READ_BYTES), callback: (count, buffer) => connection.#read((buffer as Buffer).subarray(0, count)) })
+    const socket = await dial({ buffer: () => connection.#next(), callback: count => connection.#came(count) })
     connection.#socket = socket
     socket.on('error', error => { connection.#failure ??= error })
     socket.on('close', () => { connection.#over() })
@@ -129,13 +139,25 @@ export class ByteConnection {
     else current?.reject(error)
   }
 
-  #read (piece: Buffer): boolean {
+  /** Asked for after each piece, whatever became of it: once a request is over nothing more comes to a place of its. */
+  #next (): Buffer {
+    const place = this.#isBody && this.#refusal === undefined && !this.#socket.destroyed ? this.#current?.exchange.place?.() : undefined
+    this.#place = place !== undefined && place.length > this.#left ? place.subarray(0, this.#left) : place
+    return this.#place ?? this.#own
+  }
+
+  #came (count: number): boolean {
     if (this.#current === undefined || this.#socket.destroyed) {
       // Nothing was asked.
       if (this.#current === undefined) this.#destroy(new Error('it spoke unasked'))
       return false
     }
     this.#isAnswered = true
+    if (this.#place !== undefined) {
+      this.#left -= count
+      return this.#went(this.#current.exchange.onPlaced?.(count) !== false)
+    }
+    const piece = this.#own.subarray(0, count)
     if (this.#isBody) return this.#body(piece)
     const before = this.#head.length
     this.#head += piece.toString('latin1')
@@ -186,7 +208,11 @@ export class ByteConnection {
       return false
     }
     this.#left -= piece.length
-    const goesOn = piece.length === 0 || this.#refusal !== undefined || this.#current?.exchange.onBytes(piece) !== false
+    return this.#went(piece.length === 0 || this.#refusal !== undefined || this.#current?.exchange.onBytes(piece) !== false)
+  }
+
+  /** Ends the request where that was all of it; passes on whether to go on. */
+  #went (goesOn: boolean): boolean {
     if (this.#left === 0 && this.#current !== undefined && !this.#socket.destroyed) this.#settle(this.#refusal)
     return goesOn
   }

@@ -229,7 +229,35 @@ class LeafFetch {
     /** What came while no buffer was free: TLS may have deciphered a little more than was asked for. */
     let stash: Buffer[] = []
     let isEnough = false
+    let isClean = false
     let problem: unknown
+    /** So many bytes more of the next leaf lie in `buffer`. */
+    const grew = (count: number): void => {
+      filled += count
+      const length = leafLength(size, span.next)
+      if (filled < length) return
+      const index = span.next
+      const full = buffer!
+      span.next += 1
+      filled = 0
+      buffer = ring.pop()
+      const write = this.#write(feeder, index, full.subarray(0, length)).catch((error: unknown) => {
+        problem ??= error
+        connection?.destroy()
+      }).finally(() => {
+        writes.delete(write)
+        if (buffer === undefined) buffer = full
+        else ring.push(full)
+        if (problem !== undefined) return
+        const pieces = stash
+        stash = []
+        for (const piece of pieces) if (stash.length > 0) stash.push(piece)
+        else take(piece)
+        if (stash.length === 0) connection?.resume()
+      })
+      writes.add(write)
+    }
+    const mayComeMore = (): boolean => buffer !== undefined || span.next >= span.end
     const take = (piece: Buffer): boolean => {
       for (let at = 0; at < piece.length;) {
         if (span.next >= span.end) {
@@ -242,38 +270,23 @@ class LeafFetch {
           stash.push(Buffer.from(piece.subarray(at)))
           return false
         }
-        const length = leafLength(size, span.next)
-        const copied = piece.copy(buffer, filled, at, at + length - filled)
+        const copied = piece.copy(buffer, filled, at, at + leafLength(size, span.next) - filled)
         at += copied
-        filled += copied
-        if (filled < length) continue
-        const index = span.next
-        const full = buffer
-        span.next += 1
-        filled = 0
-        buffer = ring.pop()
-        const write = this.#write(feeder, index, full.subarray(0, length)).catch((error: unknown) => {
-          problem ??= error
-          connection?.destroy()
-        }).finally(() => {
-          writes.delete(write)
-          if (buffer === undefined) buffer = full
-          else ring.push(full)
-          if (problem !== undefined) return
-          const pieces = stash
-          stash = []
-          for (const piece of pieces) if (stash.length > 0) stash.push(piece)
-          else take(piece)
-          if (stash.length === 0) connection?.resume()
-        })
-        writes.add(write)
+        grew(copied)
       }
-      return buffer !== undefined || span.next >= span.end
+      return mayComeMore()
     }
     try {
       await askRange(source, id, size, start, end, {
         signal,
         onConnection: made => { connection = made },
+        // What lies there is nobody else's: it goes to be hashed when it is full, and the next place is in another.
+        place: () => stash.length > 0 || span.next >= span.end ? undefined : buffer?.subarray(filled, leafLength(size, span.next)),
+        onPlaced: count => {
+          feeder.moved += count
+          grew(count)
+          return mayComeMore()
+        },
         onBytes: piece => {
           feeder.moved += piece.length
           return stash.length > 0 ? (stash.push(Buffer.from(piece)), false) : take(piece)
@@ -281,11 +294,13 @@ class LeafFetch {
       })
       // All has come; what is still in the stash is taken as buffers become free.
       while (stash.length > 0 && problem === undefined) await Promise.all(writes)
+      isClean = true
     } catch (error) {
       if (!isEnough) throw problem ?? error
     } finally {
       await Promise.all(writes)
-      if (buffer !== undefined) ring.push(buffer)
+      // The one that a connection was to fill when it was cut is not used again.
+      if (isClean && buffer !== undefined) ring.push(buffer)
     }
     if (problem !== undefined) throw problem
   }

@@ -1,0 +1,138 @@
+import { constants } from 'node:fs'
+import { open, readFile } from 'node:fs/promises'
+import { dirname } from 'node:path'
+import { syncFolder } from '../core/durable-file.js'
+import { fileError, systemCode } from '../core/errors.js'
+import { isContentId, type ContentId } from '../core/ids.js'
+import { checkLeaves, HASH_BYTES, LEAF_BYTES } from './content-id.js'
+import { MOST_COPIED, type LeafHashes } from './leaf-hashes.js'
+import type { FileReader, OpenFile } from './reader.js'
+import { MOST_LATER_BYTES, writeAt } from './staging.js'
+
+/**
+ * Files that have their name in the store and may not be whole on the disk yet, and the durable note that says so, in
+ * `partial/unsettled`: one ID a line, there before the file has its name. A line that is not whole names nothing, for its file
+ * had no name yet. Whoever opens the store reads again what the note names. A name in it that need not be there costs
+ * a reading and nothing else.
+ */
+export class Unsettled {
+  readonly #path: string
+  /** A token tells a file that was removed and came back from what it was. */
+  readonly #files = new Map<ContentId, { readonly size: number, readonly token: object }>()
+  #bytes = 0
+  /** Bytes of the note. */
+  #end = 0
+  #turn: Promise<void> = Promise.resolve()
+  /** Whether the note's own name is durable. */
+  #isNamed = false
+
+  constructor (path: string) {
+    this.#path = path
+  }
+
+  get ids (): ContentId[] { return [...this.#files.keys()] }
+
+  has (id: ContentId): boolean { return this.#files.has(id) }
+
+  token (id: ContentId): object | undefined { return this.#files.get(id)?.token }
+
+  /** Whether so many bytes more may be left for later. */
+  hasRoom (size: number): boolean { return this.#bytes + size <= MOST_LATER_BYTES }
+
+  /** What an earlier process left noted, its doubles once. They stay noted. */
+  async left (): Promise<ContentId[]> {
+    const text = await readFile(this.#path, 'latin1').catch((error: unknown) => {
+      if (systemCode(error) === 'ENOENT') return ''
+      throw fileError(error, this.#path)
+    })
+    this.#end = text.length
+    // A last line that was cut is ended, or the next one would be part of it.
+    if (text !== '' && !text.endsWith('\n')) await this.#write('\n')
+    return [...new Set(text.split('\n').filter(isContentId))]
+  }
+
+  /** Counts a file whose line is in the note already. */
+  adopt (id: ContentId, size: number): void {
+    this.delete(id)
+    this.#files.set(id, { size, token: {} })
+    this.#bytes += size
+  }
+
+  /** Notes files durably: they may have their names once this resolves. Throws `disk-full` and the like. */
+  async add (files: ReadonlyArray<{ readonly id: ContentId, readonly size: number }>): Promise<void> {
+    for (const { id, size } of files) this.adopt(id, size)
+    try {
+      await this.#inTurn(() => this.#write(files.map(({ id }) => `${id}\n`).join('')))
+    } catch (error) {
+      for (const { id } of files) this.delete(id)
+      throw fileError(error, this.#path)
+    }
+  }
+
+  /** The file is not of interest any more: it was removed. */
+  delete (id: ContentId): void {
+    this.#bytes -= this.#files.get(id)?.size ?? 0
+    this.#files.delete(id)
+  }
+
+  /** These are on the disk, as they were when their tokens were asked for. The note ends with the last of all. */
+  async settled (tokens: ReadonlyMap<ContentId, object>): Promise<void> {
+    for (const [id, token] of tokens) if (this.token(id) === token) this.delete(id)
+    await this.#inTurn(async () => {
+      if (this.#files.size > 0 || this.#end === 0) return
+      // That it is empty need not be durable.
+      await (await open(this.#path, 'w', 0o600)).close()
+      this.#end = 0
+    })
+  }
+
+  async #write (lines: string): Promise<void> {
+    const handle = await open(this.#path, constants.O_WRONLY | constants.O_CREAT | constants.O_NOFOLLOW, 0o600)
+    try {
+      const bytes = Buffer.from(lines, 'latin1')
+      await writeAt(handle, bytes, this.#end)
+      await handle.datasync()
+      this.#end += bytes.length
+    } finally {
+      await handle.close()
+    }
+    if (!this.#isNamed) await syncFolder(dirname(this.#path))
+    this.#isNamed = true
+  }
+
+  #inTurn (task: () => Promise<void>): Promise<void> {
+    const done = this.#turn.then(task)
+    this.#turn = done.catch(() => undefined)
+    return done
+  }
+}
+
+/** The size of a file whose every leaf is what its ID says; undefined where it is not there, or not so. */
+export async function rightSize (reader: FileReader, hashes: LeafHashes, id: ContentId): Promise<number | undefined> {
+  let file: OpenFile | undefined
+  try {
+    const list = await reader.leaves(id)
+    file = await reader.open(id)
+    if (list === undefined || file?.size !== list.size) return undefined
+    const { fd } = file.handle
+    checkLeaves(id, list.size, list.leaves)
+    let right = true
+    let next = 0
+    const lane = async (): Promise<void> => {
+      while (right && next < list.size) {
+        const at = next
+        next += MOST_COPIED
+        const found = await hashes.copy(id, fd, undefined, at, Math.min(MOST_COPIED, list.size - at))
+        right &&= found?.equals(list.leaves.subarray(at / LEAF_BYTES * HASH_BYTES, at / LEAF_BYTES * HASH_BYTES + found.length)) === true
+      }
+    }
+    // The file is open until both have ended.
+    const lanes = await Promise.allSettled([lane(), lane()])
+    return right && lanes.every(({ status }) => status === 'fulfilled') ? list.size : undefined
+  } catch {
+    // A disk that cannot read it does not have it.
+    return undefined
+  } finally {
+    await file?.handle.close()
+  }
+}
