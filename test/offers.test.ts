@@ -141,6 +141,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.equal(await friend.agent.store.has(id), false)
   t.strictSame(await inbox(other), [], 'others hear nothing of it')
   t.match(await laptop.call('explain', { device: 'other', method: 'GET', path: `/files/${id}` }), { allowed: false })
+  t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: true, rule: 'file: lent' })
   await t.rejects(other.call('get', { id, output: join(folder, 'x'), from: 'laptop' }), { code: 'not-found' })
   await t.rejects(friend.call('inbox-accept', { offer: 'ffffffff', to }), { code: 'not-found' })
   t.match(await friend.call('inbox-accept', { offer: offer!.offer, to }), { files: 3, landed: [join(to, 'holiday')] })
@@ -154,6 +155,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3 })
   await lab.until('the offer being forgotten', async () => (await inbox()).length === 0 && laptop.agent.offers.sent.length === 0)
   t.strictSame(await laptop.agent.store.records(id), [], 'lending records nothing')
+  t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: false, rule: 'file: no record' })
 
   writeFileSync(join(folder, 'no'), 'not wanted')
   const refused = laptop.call('send', { device: 'friend', paths: [join(folder, 'no')] })

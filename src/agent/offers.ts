@@ -99,6 +99,12 @@ export class Offers {
     return this.#state.sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
   }
 
+  /** Until when a file is lent to a device (ms since 1970), or undefined. */
+  lentUntil (to: DeviceId, file: ContentId): number | undefined {
+    const ends = this.lent().filter(({ device, files }) => device === to && files.includes(file)).map(({ until }) => Date.parse(until))
+    return ends.length === 0 ? undefined : Math.max(...ends)
+  }
+
   /** What a device is told by mail. */
   mailFor (to: DeviceId): Pick<PeerMail, 'offers' | 'answers'> {
     const now = this.#agent.clock.now()

@@ -129,7 +129,7 @@ export function trustOperations (agent: Agent): Pick<OperationTable, 'identity' 
       if (isRefusal(principal)) return { allowed: false, status: 403, rule: principal.refused, reason: principal.reason }
       const action = route(canonical.request)
       if (action === undefined) return { allowed: false, status: 404, rule: 'no action', reason: `${cut(method)} ${cut(path)} is nothing that this port answers` }
-      const facts = needsFacts(principal, action) ? { records: await store.records(action.id) } : undefined
+      const facts = needsFacts(principal, action) ? { records: await store.records(action.id), lentUntil: agent.offers.lentUntil(principal.device, action.id) } : undefined
       const { allowed, status, rule, reason } = decide(principal, action, now, facts)
       return { allowed, status, rule, reason }
     },

@@ -29,7 +29,7 @@ export interface RequestHeaderContext {
 
 /** The headers of the upstream request, written anew from the canonical ones. Throws `unsupported-media`
  * for a JSON body of another type, or a Content-Encoding on anything but an attachment: CouchDB gunzips
- * JSON bodies, and the check would read the wrapping. */
+ * JSON bodies, and the check would read the wrapping. Where there is no body it wraps nothing, and stays here. */
 export function requestHeaders (headers: ReadonlyMap<string, string>, { host, authorization, bodyForm }: RequestHeaderContext): OutgoingFields {
   const outgoing: OutgoingFields = { host, ...authorization === undefined ? {} : { authorization } }
   for (const name of TO_COUCH) {

@@ -50,6 +50,8 @@ export type BodyForm =
 
 const MOST = Number.MAX_SAFE_INTEGER
 
+// How many rows and changes are asked for is nobody's limit: more than there are is none, and feeds, bodies and time are bounded
+// elsewhere (core/limits.ts). A heartbeat is written anew (feed.ts).
 const PAGE = {
   conflicts: boolean, descending: boolean, endkey: json, end_key: json, endkey_docid: documentId, end_key_doc_id: documentId,
   include_docs: boolean, inclusive_end: boolean, key: json, keys: json, limit: integer(MOST), skip: integer(MOST),

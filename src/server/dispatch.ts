@@ -157,8 +157,9 @@ export class Dispatch {
         throw new PatchcordError('not-found', 'missing')
       }
       let records: readonly DatabaseName[] | undefined
-      const asked = this.#options.clock.monotonic()
+      let refusable: Promise<void> | undefined
       if (needsFacts(principal, action)) {
+        refusable = this.#later(held)
         records = await readRecords(action)
         // Trust may have been taken away while the records were read.
         principal = this.#identifyOrCut(connection)
@@ -168,7 +169,7 @@ export class Dispatch {
       line.decision = decision.rule
       const permit = Permit.from(decision, principal, action)
       if (permit === undefined) {
-        if (records !== undefined) await this.#until(asked + REFUSED_FILE_MS)
+        await refusable
         const code = decision.status === 404 ? 'not-found' : decision.status === 400 ? 'not-canonical' : 'refused'
         throw new PatchcordError(code, decision.reason)
       }
@@ -187,10 +188,13 @@ export class Dispatch {
     }
   }
 
-  async #until (time: number): Promise<void> {
-    const { clock } = this.#options
-    const left = time - clock.monotonic()
-    if (left > 0) await new Promise<void>(resolve => { clock.after(left, resolve) })
+  /** When a file may be refused. Set before anything is read: a timer that is set afterwards keeps, by its rounding, some of the
+   * time that it took. */
+  #later (held: Array<() => void>): Promise<void> {
+    return new Promise(resolve => {
+      const timer = this.#options.clock.after(REFUSED_FILE_MS, resolve)
+      held.push(() => { timer.cancel() })
+    })
   }
 
   #identifyOrCut (connection: Connection): Principal {
