@@ -95,7 +95,11 @@ export class AnswerParser {
     const { status, isOld, headers } = parseHead(text)
     // RFC 9110 section 15.2: any number of interim answers may come before the answer.
     if (status === 101) throw new BadAnswer('status 101')
-    if (status >= 100 && status < 200) return
+    if (status >= 100 && status < 200) {
+      // Some readers take it at its word, and what follows for nothing.
+      if (mayClose(headers['connection'])) throw new BadAnswer('an interim answer that ends its connection')
+      return
+    }
     const encoding = headers['transfer-encoding']
     const length = headers['content-length']
     if (isOld || mayClose(headers['connection'])) this.isReusable = false
@@ -205,6 +209,8 @@ function readField (text: string, from: number, to: number): readonly [name: str
   const name = text.slice(from, colon).toLowerCase()
   const value = withoutSpaces(text, colon + 1, to)
   if (!TOKEN.test(name) || !FIELD_VALUE.test(value)) throw new BadAnswer('a header that is none')
+  // RFC 9110 lets a tab stand around any value; Node's parser takes `chunked` with one behind it for another encoding.
+  if (ONCE.has(name) && text.slice(colon, to).includes('\t')) throw new BadAnswer('an answer whose end is not clear')
   return [name, value]
 }
 
