@@ -6,7 +6,7 @@ import { KnownHeaders, type RawHead } from '../policy/canonical.js'
 //   token: visible-ASCII words with one space between them CRLF      any number of times
 //   CRLF                                                             and nothing behind it
 //
-// It is no parser of HTTP. What it takes has one reading, which is Node's too (server.test holds it to that);
+// It is no parser of HTTP. What it takes has one reading, which is Node's too (lane.test holds it to that);
 // everything else, however valid, it leaves to Node's parser. It takes no head behind which anything may follow as a
 // body, so that it frames nothing: there is nothing to smuggle in what ends where it was read.
 
