@@ -8,9 +8,10 @@ import { Threads } from './threads.js'
 const THREADS = 2
 /** Fewer than so many do not start a thread: that takes as long as they do. */
 const WORTH_STARTING = 8
-/** Files in a turn: at most, and at least where there are as many before another thread is asked. */
+/** Files in a turn: at most, and at least unless no more come within a moment (ms). */
 const MOST = 64
 const LEAST = 16
+const MOMENT_MS = 2
 /** Bytes to be written in a turn, in memory that each thread's turns use again: pages that are new to the process cost more than what is
  * done with them. */
 const MOST_BYTES = 1_048_576
@@ -38,8 +39,8 @@ export class SmallFiles {
       if (this.#isDue) return
       this.#isDue = true
       setImmediate(() => {
-        this.#isDue = false
-        this.#start()
+        if (!this.#threads.isStarted || this.#waiting.length >= LEAST) this.#due()
+        else setTimeout(() => { this.#due() }, MOMENT_MS)
       })
     })
   }
@@ -48,6 +49,11 @@ export class SmallFiles {
   async close (): Promise<void> {
     this.#memory.length = 0
     await this.#threads.close()
+  }
+
+  #due (): void {
+    this.#isDue = false
+    this.#start()
   }
 
   #start (): void {
