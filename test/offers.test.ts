@@ -152,7 +152,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.strictSame([status.nlink, status.mode & 0o777], [1, 0o666 & ~process.umask()], 'the person has it alone, and may change it')
   t.ok(readFileSync(join(to, 'holiday/deep/b.bin')).equals(big))
   t.match(await sending, { answer: 'done', files: 3 })
-  t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3 })
+  t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3, connected: true, until: /^\d{4}-/ })
   await lab.until('the offer being forgotten', async () => (await inbox()).length === 0 && laptop.agent.offers.sent.length === 0)
   t.strictSame(await laptop.agent.store.records(id), [], 'lending records nothing')
   t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: false, rule: 'file: no record' })

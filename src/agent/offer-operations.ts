@@ -37,8 +37,8 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
         agent.importing -= 1
         agent.offers.flush()
       }
-      const { offer, bytes } = sent
-      emit({ event: 'offered', offer, files: files.length, bytes })
+      const { offer, bytes, until } = sent
+      emit({ event: 'offered', offer, files: files.length, bytes, connected: agent.peers.peer(known.device)?.link.connected ?? false, until })
       if (!wait) return { offer, files: files.length, bytes, answer: 'none' }
       const answer = await new Promise<string>((resolve, reject) => {
         const rate = new Rate(agent.clock)

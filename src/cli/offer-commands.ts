@@ -13,6 +13,7 @@ export async function send ({ client, output, signal }: Context, device: string,
       case 'offered':
         output.endProgress()
         output.line(`offered ${countOf(event.files, 'file')}, ${formatBytes(event.bytes)}, to ${device} (offer ${event.offer})${wait ? '; waiting for the answer' : ''}`)
+        if (!event.connected) output.line(`${device} is not connected now: the offer stands until ${event.until.slice(0, 10)}${wait ? ', and nobody has to wait here for that (Ctrl-C)' : ''}`)
         break
       case 'accepted':
         output.line('accepted; it is being fetched')

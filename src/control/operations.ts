@@ -246,7 +246,8 @@ export type VerifyEvent =
   | { event: 'damaged', id: string, quarantined: string }
 
 export type SendEvent =
-  | { event: 'offered', offer: string, files: number, bytes: number }
+  /** `connected`: whether the receiver is there to hear of it now; `until`: ISO 8601, how long the offer stands. */
+  | { event: 'offered', offer: string, files: number, bytes: number, connected: boolean, until: string }
   | { event: 'accepted', offer: string }
   | { event: 'passed-over', path: string, reason: string }
   /** While it is read into the store, then as the receiver tells how much it has. */
