@@ -324,7 +324,7 @@ void t.test('an answer is the same however it comes in pieces, and what is none 
     let told = ''
     const parser = new AnswerParser(method, {
       answered: ({ status, headers }) => { told += `${status} ${JSON.stringify(headers)}|` },
-      data: chunk => { told += chunk.toString('latin1') },
+      data: (bytes, from, to) => { told += bytes.toString('latin1', from, to) },
     })
     // With rubbish behind it, as in a buffer that was used before.
     const bytes = Buffer.from(text, 'latin1')
@@ -342,11 +342,11 @@ void t.test('an answer is the same however it comes in pieces, and what is none 
   }
   const good: ReadonlyArray<[method: string, text: string, told: string, isReusable: boolean]> = [
     ['GET', 'HTTP/1.1 200 OK\r\nContent-Length:  2 \r\n\r\n{}', '200 {"content-length":"2"}|{}', true],
-    ['GET', 'HTTP/1.1 200\r\nETag: "1"\r\nETag: "2"\r\nContent-Length: 0\r\nConnection: x, Close\r\n\r\n', '200 {"etag":"\\"1\\"","content-length":"0","connection":"x, Close"}|', false],
+    ['GET', 'HTTP/1.1 200\r\nETag: "1"\r\nETag: "2"\r\nContent-Length: 0\r\nConnection: x, Close\r\n\r\n', '200 {"content-length":"0","connection":"x, Close","etag":"\\"1\\""}|', false],
     ['GET', 'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\nA;x=y\r\n0123456789\r\n0\r\nX: y\r\n\r\n', '200 {"transfer-encoding":"chunked"}|{}0123456789', true],
     ['HEAD', 'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n', '200 {"content-length":"9"}|', true],
     ['GET', 'HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n', '304 {"content-length":"9"}|', true],
-    ['GET', 'HTTP/1.0 200 OK\r\n__proto__: x\r\nContent-Length: 1\r\n\r\n1', '200 {"__proto__":"x","content-length":"1"}|1', false],
+    ['GET', 'HTTP/1.0 200 OK\r\n__proto__: x\r\nContent-Length: 1\r\n\r\n1', '200 {"content-length":"1"}|1', false],
   ]
   for (const [method, text, told, isReusable] of good) {
     for (let size = 1; size <= text.length; size++) t.strictSame(read(method, text, size), { told, isWhole: true, isReusable }, `${JSON.stringify(text)} by ${size}`)

@@ -506,9 +506,9 @@ await t.test('a request that waits for facts while they change is decided by wha
     state: () => state, connections, limits: DEFAULT_LIMITS, clock, logger: silentLogger(),
     readRecords: () => new Promise(resolve => { release = () => { resolve([]) } }),
     onShortage: () => undefined,
-    handle: async (_permit, _request, _message, response) => {
+    handle: async (_permit, _request, { response }) => {
       handled++
-      response.end('it')
+      response.end('it', 'latin1')
       return { status: 200, bytes: 2 }
     },
   })
@@ -520,7 +520,7 @@ await t.test('a request that waits for facts while they change is decided by wha
   http.on('request', (message, response) => {
     const principal = dispatch.identify(leaf)
     if (isRefusal(principal)) return void response.destroy()
-    dispatch.request(connections.add(message.socket as TLSSocket, message.socket, leaf, principal, clock.now())!, message, response, false)
+    dispatch.request(connections.add(message.socket as TLSSocket, message.socket, leaf, principal, clock.now())!, { method: message.method!, target: message.url!, httpVersion: message.httpVersion, rawHeaders: message.rawHeaders, message, response, askForBody: undefined })
   })
   const status = async (meanwhile: () => void): Promise<number | string> => {
     release = undefined

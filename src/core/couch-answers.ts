@@ -1,9 +1,9 @@
-import type { ServerResponse } from 'node:http'
+import type { Answering } from './answering.js'
 import { PatchcordError } from './errors.js'
 
 /** Answers with a JSON value of ours, as CouchDB writes one: a line of its own. A HEAD request gets the
  * same headers. Sends nothing where an answer has begun. Returns the bytes of the body that are sent. */
-export function sendCouchJson (response: ServerResponse, status: number, value: unknown): number {
+export function sendCouchJson (response: Answering, status: number, value: unknown): number {
   if (response.headersSent || response.destroyed) return 0
   const body = Buffer.from(`${JSON.stringify(value)}\n`)
   response.writeHead(status, {
@@ -18,7 +18,7 @@ export function sendCouchJson (response: ServerResponse, status: number, value: 
 
 /** The one form of an error on the CouchDB surface. The gate's refusals and the proxy's answers both
  * come from here, so that what is absent and what is not granted are the same bytes. */
-export function sendCouchError (response: ServerResponse, status: number, error: string, reason: string): number {
+export function sendCouchError (response: Answering, status: number, error: string, reason: string): number {
   return sendCouchJson(response, status, { error, reason })
 }
 
@@ -42,7 +42,7 @@ const WORDS: Readonly<Record<number, string>> = {
 export const MISSING = 'missing'
 
 /** Answers with an error of the table. Of what failed on our side, the client learns the hint alone. */
-export function sendCouchFailure (response: ServerResponse, failure: PatchcordError): number {
+export function sendCouchFailure (response: Answering, failure: PatchcordError): number {
   const { status } = failure
   const reason = status === 404 ? MISSING : status < 500 ? failure.message : failure.hint
   return sendCouchError(response, status, WORDS[status] ?? 'internal_server_error', reason)

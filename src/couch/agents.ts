@@ -14,6 +14,8 @@ export interface Pools {
   readonly kept: Pair<KeptConnections>
   /** For http-proxy, which carries those with one. */
   readonly agents: Pair<Agent>
+  /** One request has ended that they were acquired for. */
+  release (): void
 }
 
 const DOCUMENT_SOCKETS = 32
@@ -54,11 +56,6 @@ export class UpstreamPools {
     return pools
   }
 
-  release (entry: string): void {
-    const pools = this.#pools.get(entry)
-    if (pools !== undefined) pools.busy--
-  }
-
   /** Ends every connection. */
   close (): void {
     for (const pools of this.#pools.values()) end(pools)
@@ -72,6 +69,7 @@ export class UpstreamPools {
       agents: { documents: agent(DOCUMENT_SOCKETS), feeds: agent(this.#feedSockets) },
       busy: 0,
       used: 0,
+      release () { this.busy-- },
     }
   }
 

@@ -1,9 +1,10 @@
-import { FIELD_VALUE, type UpstreamAnswer } from './upstream.js'
+import type { IncomingFields } from '../policy/couch-headers.js'
+import type { UpstreamAnswer } from './upstream.js'
 
 /** Where the parts of an answer go. */
 export interface AnswerSink {
   answered (answer: UpstreamAnswer): void
-  data (chunk: Buffer): void
+  data (bytes: Buffer, from: number, to: number): void
 }
 
 /** What is not an answer that can be told from the next one. Nothing that follows on its connection can be trusted. */
@@ -116,13 +117,13 @@ export class AnswerParser {
   }
 
   #readBody (bytes: Buffer, next: 'whole' | 'chunk end'): boolean {
-    const end = Math.min(this.#end, this.#at + this.#left)
-    if (end === this.#at) return false
-    const chunk = bytes.subarray(this.#at, end)
-    this.#left -= chunk.length
+    const from = this.#at
+    const end = Math.min(this.#end, from + this.#left)
+    if (end === from) return false
+    this.#left -= end - from
     this.#at = end
     if (this.#left === 0) this.#state = next
-    this.#sink.data(chunk)
+    this.#sink.data(bytes, from, end)
     return true
   }
 
@@ -151,7 +152,11 @@ export class AnswerParser {
     if (this.#headBytes > MOST_HEAD) throw new BadAnswer('trailers that are too large')
     if (line === '') this.#state = 'whole'
     // RFC 9110 section 6.5.1: what says where the answer ends cannot come behind it.
-    else if (ONCE.has(readField(line, 0, line.length)[0])) throw new BadAnswer('an answer whose end is not clear')
+    else {
+      const name = FIELD_NAME.exec(line)?.[1]
+      if (name === undefined) throw new BadAnswer('a header that is none')
+      if (ONCE.has(name.toLowerCase())) throw new BadAnswer('an answer whose end is not clear')
+    }
     return true
   }
 
@@ -174,45 +179,63 @@ export class AnswerParser {
 
 const CHUNK_SIZE = /^([0-9a-f]{1,8})(?:;[\t\x20-\x7e\x80-\xff]*)?$/i
 const STATUS_LINE = /^HTTP\/1\.([01]) (\d{3})(?: [^\r\n]*)?$/
-const TOKEN = /^[!#$%&'*+\-.^_`|~0-9a-z]+$/
-/** Given twice, nobody knows which one counts. */
-const ONCE = new Set(['content-length', 'transfer-encoding'])
 
 interface Head {
   readonly status: number
   /** HTTP/1.0. */
   readonly isOld: boolean
-  readonly headers: Readonly<Record<string, string>>
+  readonly headers: AnswerFields
 }
+
+/** The fields that somebody reads, and no others. All are there from the beginning: objects that grow by whatever names come are each of
+ * a kind of their own, and slow to read. */
+interface AnswerFields extends IncomingFields {
+  'transfer-encoding': string | undefined
+  'content-length': string | undefined
+  'connection': string | undefined
+}
+
+const noFields = (): AnswerFields => ({
+  'transfer-encoding': undefined, 'content-length': undefined, 'connection': undefined, 'content-type': undefined, 'content-encoding': undefined,
+  'etag': undefined, 'accept-ranges': undefined, 'content-range': undefined, 'content-md5': undefined, 'date': undefined, 'cache-control': undefined,
+})
+
+/** The names of those fields, by what an answer calls them: in small letters, and as most servers write them. */
+const NAMES: ReadonlyMap<string, string> = new Map(Object.keys(noFields()).flatMap(name =>
+  [[name, name], [name.replace(/\b[a-z]/g, letter => letter.toUpperCase()), name], [name.toUpperCase(), name], ...name === 'etag' ? [['ETag', name] as const] : []]))
+
+/** Given twice, nobody knows which one counts. */
+const ONCE = new Set(['content-length', 'transfer-encoding'])
+
+/** Field lines (RFC 9112 section 5) and the empty one behind them, to the end. */
+const FIELD_LINES = /(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*\r\n)*\r\n$/y
+const FIELD_NAME = /^([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*$/
 
 /** `text` with its empty line at the end. Of other headers that are given twice the first counts. */
 function parseHead (text: string): Head {
-  let end = text.indexOf('\r\n')
-  const line = STATUS_LINE.exec(text.slice(0, end))
+  const statusEnd = text.indexOf('\r\n')
+  const line = STATUS_LINE.exec(text.slice(0, statusEnd))
   if (line === null) throw new BadAnswer('what is not HTTP')
-  // Without a prototype: a hostile name must not find one.
-  const headers = Object.create(null) as Record<string, string>
-  for (let at = end + 2; at < text.length - 2; at = end + 2) {
-    end = text.indexOf('\r\n', at)
-    const [name, value] = readField(text, at, end)
+  FIELD_LINES.lastIndex = statusEnd + 2
+  if (!FIELD_LINES.test(text)) throw new BadAnswer('a header that is none')
+  const headers = noFields() as Record<string, string | undefined>
+  // All lines are of their form: what is left is to find the few that somebody reads.
+  for (let at = statusEnd + 2, end = text.indexOf('\r\n', at); end > at; at = end + 2, end = text.indexOf('\r\n', at)) {
+    const colon = text.indexOf(':', at)
+    const name = nameOf(text.slice(at, colon))
+    if (name === undefined) continue
+    const value = withoutSpaces(text, colon + 1, end)
+    // RFC 9110 lets a tab stand around any value; Node's parser takes `chunked` with one behind it for another encoding.
+    if (ONCE.has(name) && text.slice(colon, end).includes('\t')) throw new BadAnswer('an answer whose end is not clear')
     const before = headers[name]
     if (before === undefined) headers[name] = value
     else if (ONCE.has(name)) throw new BadAnswer('an answer whose end is not clear')
     else if (name === 'connection') headers[name] = `${before}, ${value}`
   }
-  return { status: Number(line[2]), isOld: line[1] === '0', headers }
+  return { status: Number(line[2]), isOld: line[1] === '0', headers: headers as AnswerFields }
 }
 
-function readField (text: string, from: number, to: number): readonly [name: string, value: string] {
-  const colon = text.indexOf(':', from)
-  if (colon === -1 || colon > to) throw new BadAnswer('a header without a value')
-  const name = text.slice(from, colon).toLowerCase()
-  const value = withoutSpaces(text, colon + 1, to)
-  if (!TOKEN.test(name) || !FIELD_VALUE.test(value)) throw new BadAnswer('a header that is none')
-  // RFC 9110 lets a tab stand around any value; Node's parser takes `chunked` with one behind it for another encoding.
-  if (ONCE.has(name) && text.slice(colon, to).includes('\t')) throw new BadAnswer('an answer whose end is not clear')
-  return [name, value]
-}
+const nameOf = (written: string): string | undefined => NAMES.get(written) ?? NAMES.get(written.toLowerCase())
 
 /** RFC 9110 section 5.6.3: only spaces and tabs around a value are none of it. */
 function withoutSpaces (text: string, from: number, to: number): string {

@@ -1,6 +1,7 @@
 import { createConnection, type Socket } from 'node:net'
 import type { Clock, Timer } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
+import { flushSoon } from '../core/writes.js'
 import { AnswerParser, BadAnswer } from './answer-parser.js'
 import { FIELD_VALUE, socketAddress, type UpstreamAnswer, type UpstreamCall, type UpstreamHead, type UpstreamListener, type UpstreamTarget } from './upstream.js'
 
@@ -115,6 +116,8 @@ class KeptConnection {
   #call: Call | undefined
   #isNew = true
   #isPaused = false
+  /** Whether the request was written that an answer is waited for. */
+  #hasAsked = false
   #isOver = false
 
   constructor ({ host, port }: UpstreamTarget, pool: KeptConnections) {
@@ -134,6 +137,14 @@ class KeptConnection {
     this.since = undefined
     this.#call = call
     call.connection = this
+    flushSoon(this)
+  }
+
+  /** Writes the request, unless it was aborted meanwhile. */
+  flush (): void {
+    const call = this.#call
+    if (call === undefined) return
+    this.#hasAsked = true
     this.#socket.write(call.text, 'latin1')
   }
 
@@ -163,6 +174,7 @@ class KeptConnection {
     const call = this.#call
     // Nobody asked: were it kept, the next request would take it for its answer.
     if (call === undefined) return this.destroy()
+    if (!this.#hasAsked) return this.#end(reset('CouchDB sent what nobody had asked for'))
     let isWhole: boolean
     try {
       isWhole = call.parser.read(bytes, length)
@@ -173,6 +185,7 @@ class KeptConnection {
     if (this.#call !== call) return
     if (!isWhole) return call.caughtUp()
     this.#call = undefined
+    this.#hasAsked = false
     this.#isNew = false
     this.resume()
     if (call.parser.isReusable) this.#pool.rest(this)
@@ -227,7 +240,7 @@ class Call implements UpstreamCall {
   resume (): void { this.connection?.resume() }
 
   answered (answer: UpstreamAnswer): void { this.#listener?.answered(answer) }
-  data (chunk: Buffer): void { this.#listener?.data(chunk) }
+  data (bytes: Buffer, from: number, to: number): void { this.#listener?.data(bytes, from, to) }
   caughtUp (): void { this.#listener?.caughtUp() }
 
   ended (): void {
@@ -262,11 +275,13 @@ const VISIBLE = /^[\x21-\x7e]+$/
 function headText ({ method, path, headers }: UpstreamHead): string {
   if (!VISIBLE.test(path) || !/^[A-Z]+$/.test(method)) throw new PatchcordError('internal', 'a request line that is none')
   let text = `${method} ${path} HTTP/1.1\r\n`
-  for (const name of Object.keys(headers)) {
+  let values = ''
+  for (const name in headers) {
     const value = headers[name]!
-    if (!FIELD_VALUE.test(value)) throw new PatchcordError('internal', 'a header value that is none')
+    values += value
     text += `${name}: ${value}\r\n`
   }
+  if (!FIELD_VALUE.test(values)) throw new PatchcordError('internal', 'a header value that is none')
   return `${text}connection: keep-alive\r\n\r\n`
 }
 

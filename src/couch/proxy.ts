@@ -1,5 +1,6 @@
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { IncomingMessage } from 'node:http'
 import { isIP } from 'node:net'
+import type { Answering } from '../core/answering.js'
 import { formatAddress, isLoopback } from '../core/address.js'
 import { systemClock, type Clock } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
@@ -39,9 +40,9 @@ export interface CouchExchange {
   readonly request: CanonicalRequest
   readonly principal: Principal
   readonly credentials: CouchCredentials
-  /** Read for its body alone. */
-  readonly body: IncomingMessage
-  readonly response: ServerResponse
+  /** Read for its body alone; absent where there is none for sure. */
+  readonly body?: IncomingMessage | undefined
+  readonly response: Answering
 }
 
 export interface CouchProxyOptions {
@@ -77,7 +78,15 @@ export class CouchProxy {
    * begun: what the body check refused, `unsupported-media`, `too-many` checkpoints, `upstream-down`, `upstream-slow`, `refused`
    * (CouchDB's own no), `stopped`. Once it is begun a failure destroys the client's connection, and the
    * promise says so in `cut`. A 404 of CouchDB's is answered here, in the gate's own bytes. */
-  async forward ({ action, request, principal, credentials, body, response }: CouchExchange): Promise<Forwarded> {
+  forward (exchange: CouchExchange): Promise<Forwarded> {
+    try {
+      return this.#forward(exchange)
+    } catch (error) {
+      return Promise.reject(error as Error)
+    }
+  }
+
+  #forward ({ action, request, principal, credentials, body, response }: CouchExchange): Promise<Forwarded> {
     if (this.#closed) throw new PatchcordError('stopped', 'the proxy is closed')
     const { row } = action
     if (row.needs === 'nothing') throw new PatchcordError('internal', `"${row.id}" is answered here, never by CouchDB`)
@@ -85,6 +94,7 @@ export class CouchProxy {
     if ((request.body?.length ?? 0) > most) throw new PatchcordError('too-large', `the body is larger than ${most} bytes`)
     // A body goes up where the row has one; whatever came with a DELETE stays here.
     const mayHaveBody = row.body !== 'none' && (request.method === 'PUT' || request.method === 'POST')
+    if (mayHaveBody && body === undefined) throw new PatchcordError('internal', 'a body goes up that nobody reads')
     const feed = isFeed(action)
     const query = feed ? boundedFeedQuery(action.query, this.#limits.heartbeatMs) : action.query
     const headers = requestHeaders(request.headers, {
@@ -93,28 +103,23 @@ export class CouchProxy {
       bodyForm: mayHaveBody ? row.body : 'none',
     })
     const path = couchPath(action, query, principal.checkpoints)
-    const undoCount = mayHaveBody && row.body === 'checkpoint' ? this.#checkpoints.take(principal.entry, action.target.database ?? '', path) : () => undefined
-    const pools = this.#pools.acquire(principal.entry)
+    const undoCount = mayHaveBody && row.body === 'checkpoint' ? this.#checkpoints.take(principal.entry, action.target.database ?? '', path) : undefined
     const transfer = new Transfer({
       target: this.#target,
       method: request.method,
       path,
       headers,
-      pools,
+      pools: this.#pools.acquire(principal.entry),
       pathForm: row.path,
       isFeed: feed,
       check: mayHaveBody ? createBodyCheck(row.body, this.#limits, principal.relation) : undefined,
     }, body, response, this.#context)
-    let status = 0
-    try {
-      const forwarded = await transfer.done
-      status = forwarded.status
-      return forwarded
-    } finally {
+    if (undoCount === undefined) return transfer.done
+    return transfer.done.then(forwarded => {
       // What was cut may have been written; what was refused was not.
-      if (status >= 400 && status < 499) undoCount()
-      this.#pools.release(principal.entry)
-    }
+      if (forwarded.status >= 400 && forwarded.status < 499) undoCount()
+      return forwarded
+    })
   }
 
   /** Ends every running transfer and connection, and resolves when all of them are told. */

@@ -80,7 +80,7 @@ class ProxiedCall implements UpstreamCall {
     if (this.#listener === undefined) return void answer.destroy()
     this.#listener.answered({ status: answer.statusCode ?? 0, headers: answer.headers })
     answer.on('data', (chunk: Buffer) => {
-      this.#listener?.data(chunk)
+      this.#listener?.data(chunk, 0, chunk.length)
       if (this.#mayBringMore) return
       this.#mayBringMore = true
       // Every chunk of one read is handed out before anything else is done.

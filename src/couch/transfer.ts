@@ -1,5 +1,6 @@
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { IncomingMessage } from 'node:http'
 import type { Readable } from 'node:stream'
+import type { Answering } from '../core/answering.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { Limits } from '../core/limits.js'
 import type { Logger } from '../core/log.js'
@@ -55,8 +56,8 @@ export class Transfer implements UpstreamListener, Watched {
   /** Rejects with PatchcordError while no answer was begun; resolves in every other case. */
   readonly done: Promise<Forwarded>
   readonly #plan: TransferPlan
-  readonly #source: IncomingMessage
-  readonly #response: ServerResponse
+  readonly #source: IncomingMessage | undefined
+  readonly #response: Answering
   readonly #context: TransferContext
   readonly #body: Readable | undefined
   #resolve!: (outcome: Forwarded) => void
@@ -75,8 +76,11 @@ export class Transfer implements UpstreamListener, Watched {
   #bytes = 0
   #settled = false
   readonly #onClientClose = (): void => { this.#leave('client') }
+  readonly #onFinish = (): void => {
+    if (this.#settle()) this.#end({ status: this.#response.statusCode, bytes: this.#bytes })
+  }
 
-  constructor (plan: TransferPlan, source: IncomingMessage, response: ServerResponse, context: TransferContext) {
+  constructor (plan: TransferPlan, source: IncomingMessage | undefined, response: Answering, context: TransferContext) {
     this.#plan = plan
     this.#source = source
     this.#response = response
@@ -88,7 +92,7 @@ export class Transfer implements UpstreamListener, Watched {
     })
     context.patrol.add(this)
     this.#movedAt = context.patrol.now
-    this.#body = plan.check === undefined ? undefined : checkedBody(source, plan.check)
+    this.#body = plan.check === undefined || source === undefined ? undefined : checkedBody(source, plan.check)
     this.#start()
   }
 
@@ -125,10 +129,25 @@ export class Transfer implements UpstreamListener, Watched {
 
   // ---- the answer
 
-  answered (answer: UpstreamAnswer): void { this.#relay(() => { this.#answered(answer) }) }
-  data (chunk: Buffer): void { this.#relay(() => { this.#data(chunk) }) }
-  caughtUp (): void { this.#relay(() => { this.#writeHeld() }) }
-  ended (): void { this.#relay(() => { this.#ended() }) }
+  answered (answer: UpstreamAnswer): void {
+    if (this.#settled) return
+    try { this.#answered(answer) } catch (error) { this.#notRelayed(error) }
+  }
+
+  data (bytes: Buffer, from: number, to: number): void {
+    if (this.#settled) return
+    try { this.#data(bytes, from, to) } catch (error) { this.#notRelayed(error) }
+  }
+
+  caughtUp (): void {
+    if (this.#settled) return
+    try { this.#writeHeld() } catch (error) { this.#notRelayed(error) }
+  }
+
+  ended (): void {
+    if (this.#settled) return
+    try { this.#ended() } catch (error) { this.#notRelayed(error) }
+  }
 
   failed (error: Error): void {
     if (this.#settled) return
@@ -137,14 +156,9 @@ export class Transfer implements UpstreamListener, Watched {
     this.#fail(error instanceof PatchcordError ? error : new PatchcordError('upstream-down', `CouchDB at ${host}:${port} did not answer: ${systemCode(error) ?? messageOf(error)}`, { cause: error }))
   }
 
-  #relay (step: () => void): void {
-    if (this.#settled) return
-    try {
-      step()
-    } catch (error) {
-      // Thrown into an event of a socket's, it would end the process.
-      this.#fail(new PatchcordError('internal', 'the answer could not be relayed', { cause: error }))
-    }
+  /** Thrown into an event of a socket's, it would end the process. */
+  #notRelayed (error: unknown): void {
+    this.#fail(new PatchcordError('internal', 'the answer could not be relayed', { cause: error }))
   }
 
   #answered (answer: UpstreamAnswer): void {
@@ -172,21 +186,22 @@ export class Transfer implements UpstreamListener, Watched {
     this.#response.flushHeaders()
   }
 
-  #data (chunk: Buffer): void {
-    this.#bytes += chunk.length
+  #data (bytes: Buffer, from: number, to: number): void {
+    const length = to - from
+    this.#bytes += length
     this.#moved()
-    if (chunk.length <= LARGE && this.#held.length + chunk.length <= MOST_HELD) {
-      this.#held += chunk.toString('latin1')
+    if (length <= LARGE && this.#held.length + length <= MOST_HELD) {
+      this.#held += bytes.toString('latin1', from, to)
       return
     }
     this.#writeHeld()
-    this.#write(Buffer.from(chunk))
+    this.#write(Buffer.from(bytes.subarray(from, to)))
   }
 
   #ended (): void {
     this.#hasAll = true
     const response = this.#response
-    response.once('finish', () => { this.#settle(() => { this.#resolve({ status: response.statusCode, bytes: this.#bytes }) }) })
+    response.once('finish', this.#onFinish)
     if (!response.headersSent) this.#writeHead(this.#bytes > 0 ? this.#bytes : undefined)
     response.end(this.#held, 'latin1')
     this.#held = ''
@@ -222,11 +237,9 @@ export class Transfer implements UpstreamListener, Watched {
   }
 
   #notFound (): void {
-    this.#settle(() => {
-      this.#closeAfterUnreadBody()
-      const bytes = sendCouchError(this.#response, 404, 'not_found', MISSING)
-      this.#resolve({ status: 404, bytes })
-    })
+    if (!this.#settle()) return
+    this.#closeAfterUnreadBody()
+    this.#end({ status: 404, bytes: sendCouchError(this.#response, 404, 'not_found', MISSING) })
   }
 
   #broken (what: string): void {
@@ -260,37 +273,47 @@ export class Transfer implements UpstreamListener, Watched {
   /** Ends it with an error for the server to answer with; cuts where an answer has begun. */
   #fail (error: PatchcordError): void {
     if (this.#response.headersSent) return this.#leave('upstream')
-    this.#settle(() => {
-      this.#closeAfterUnreadBody()
-      this.#reject(error)
-    })
+    if (!this.#settle()) return
+    this.#closeAfterUnreadBody()
+    this.#reject(error)
+    this.#endBody()
   }
 
   /** Cuts both sides. */
   #leave (cut: NonNullable<Forwarded['cut']>): void {
-    this.#settle(() => {
-      const status = this.#response.headersSent ? this.#response.statusCode : CLIENT_LEFT
-      this.#response.destroy()
-      this.#resolve({ status, bytes: this.#bytes, cut })
-    })
+    if (!this.#settle()) return
+    const status = this.#response.headersSent ? this.#response.statusCode : CLIENT_LEFT
+    this.#response.destroy()
+    this.#end({ status, bytes: this.#bytes, cut })
   }
 
   /** The rest of the body is read and thrown away until the connection is closed after the answer: a
    * client that still writes would otherwise get a reset in place of the answer. */
   #closeAfterUnreadBody (): void {
-    if (this.#plan.check === undefined || this.#source.readableEnded || this.#response.headersSent) return
-    this.#response.setHeader('connection', 'close')
-    this.#source.unpipe()
-    this.#source.resume()
+    const source = this.#source
+    if (this.#body === undefined || source === undefined || source.readableEnded || this.#response.headersSent) return
+    this.#response.shouldKeepAlive = false
+    source.unpipe()
+    source.resume()
   }
 
-  #settle (outcome: () => void): void {
-    if (this.#settled) return
+  /** Leaves both sides alone from now on. False where that was done before. */
+  #settle (): boolean {
+    if (this.#settled) return false
     this.#settled = true
     this.#context.patrol.delete(this)
     this.#response.off('close', this.#onClientClose)
     this.#endUpstream()
-    outcome()
+    this.#plan.pools.release()
+    return true
+  }
+
+  #end (forwarded: Forwarded): void {
+    this.#resolve(forwarded)
+    this.#endBody()
+  }
+
+  #endBody (): void {
     if (this.#body?.destroyed === false) this.#body.destroy()
   }
 

@@ -30,8 +30,8 @@ export interface UpstreamAnswer {
  * more is told after `ended`, `failed` or an abort. */
 export interface UpstreamListener {
   answered (answer: UpstreamAnswer): void
-  /** Whole bytes of the body, without their framing. They are overwritten once this returns. */
-  data (chunk: Buffer): void
+  /** Bytes of the body, without their framing: those of `bytes` from `from` to `to`. They are overwritten once this returns. */
+  data (bytes: Buffer, from: number, to: number): void
   /** Nothing more is at hand now: what was kept to be written together is written now or waits for the network. */
   caughtUp (): void
   /** The whole answer came. */

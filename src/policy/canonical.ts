@@ -26,6 +26,15 @@ export interface RawHead {
   readonly httpVersion: string
   /** Names and values by turns, in their order, duplicates kept. */
   readonly rawHeaders: readonly string[]
+  /** Given with every head that has the same `rawHeaders`, where somebody knows that they are the same. */
+  readonly known?: KnownHeaders | undefined
+}
+
+/** Where headers are kept that were found canonical, for heads that come with the very same ones. */
+export class KnownHeaders {
+  headers: ReadonlyMap<string, string> | undefined
+  /** Whose Host it has to be. */
+  host: Place['host'] | undefined
 }
 
 export interface Refusal {
@@ -40,23 +49,24 @@ export type Canonical = { readonly request: CanonicalRequest } | { readonly refu
 /** Parses a request's head, or says what about it is not canonical. `device` gives the names that this
  * server answers to besides literal addresses. Pure; costs at most one pass over the target and headers. */
 export function canonicalise (head: RawHead, device: DeviceId): Canonical {
-  return canonicaliseFor(head, { checkHost: headers => checkHost(headers, device), origin: 'https:', couchAt: 1 })
+  return canonicaliseFor(head, { host: device, origin: 'https:', couchAt: 1 })
 }
 
 /** The same for the embedded database: CouchDB's paths start at the root, and Host is localhost or a
  * literal loopback address (a page whose name was pointed at us has another one). */
 export function canonicaliseLoopback (head: RawHead): Canonical {
-  return canonicaliseFor(head, { checkHost: checkLoopbackHost, origin: 'http:', couchAt: 0 })
+  return canonicaliseFor(head, { host: 'loopback', origin: 'http:', couchAt: 0 })
 }
 
 /** The same for the bridge: CouchDB's paths are below `/peer/<device>/couch`, and no page of any site, not
  * even one that the bridge itself had sent, has business there. */
 export function canonicaliseBridge (head: RawHead): Canonical {
-  return canonicaliseFor(head, { checkHost: checkLoopbackHost, origin: 'none', couchAt: 3 })
+  return canonicaliseFor(head, { host: 'loopback', origin: 'none', couchAt: 3 })
 }
 
 interface Place {
-  readonly checkHost: (headers: ReadonlyMap<string, string>) => void
+  /** Whose names Host may have: those of a device, or of this machine. */
+  readonly host: DeviceId | 'loopback'
   /** The scheme of an Origin that is this server's own; `none` refuses every Origin. */
   readonly origin: 'http:' | 'https:' | 'none'
   /** How many segments stand before CouchDB's own: 0 is everything, 1 is below `/couch`, 3 below
@@ -67,16 +77,27 @@ interface Place {
 function canonicaliseFor (head: RawHead, place: Place): Canonical {
   try {
     if (head.httpVersion !== '1.1') refuse('http-version', 'only HTTP/1.1 is spoken here')
-    const headers = readHeaders(head.rawHeaders)
-    place.checkHost(headers)
+    const headers = knownHeaders(head, place)
     const body = readFraming(head.method, headers)
-    const target = readTarget(head.target, place.couchAt)
+    const { segments, trailingSlash, query } = readTarget(head.target, place.couchAt)
     checkOrigin(headers, place.origin)
-    return { request: { method: head.method, ...target, headers, body } }
+    return { request: { method: head.method, segments, trailingSlash, query, headers, body } }
   } catch (error) {
     if (error instanceof NotCanonical) return { refusal: error.refusal }
     throw error
   }
+}
+
+function knownHeaders ({ rawHeaders, known }: RawHead, { host }: Place): ReadonlyMap<string, string> {
+  if (known?.headers !== undefined && known.host === host) return known.headers
+  const headers = readHeaders(rawHeaders)
+  if (host === 'loopback') checkLoopbackHost(headers)
+  else checkHost(headers, host)
+  if (known !== undefined) {
+    known.headers = headers
+    known.host = host
+  }
+  return headers
 }
 
 class NotCanonical extends Error {
@@ -100,7 +121,12 @@ const BAD_ESCAPE = /%(?![0-9A-Fa-f]{2})/
 // oxlint-disable-next-line no-control-regex
 const NOT_VISIBLE_ASCII = /[^\u0021-\u007e]/
 
+/** What most targets are: segments of characters that mean themselves everywhere. Nothing of what is refused below can be in one. */
+const PLAIN_PATH = /^(?:\/[0-9A-Za-z_$()+:;=@!*',&~-]+)+$/
+const NO_QUERY: ReadonlyMap<string, string> = new Map()
+
 function readTarget (target: string, couchAt: Place['couchAt']): Pick<CanonicalRequest, 'segments' | 'trailingSlash' | 'query'> {
+  if (PLAIN_PATH.test(target)) return { segments: splitPath(target), trailingSlash: false, query: NO_QUERY }
   if (!target.startsWith('/')) refuse('target-form', 'the target does not start with "/"')
   if (NOT_VISIBLE_ASCII.test(target)) refuse('target-characters', 'the target holds a character that must be escaped')
   if (target.includes('\\') || target.includes('#')) refuse('target-characters', 'the target holds "\\" or "#"')
@@ -118,6 +144,17 @@ function readTarget (target: string, couchAt: Place['couchAt']): Pick<CanonicalR
     if (segment.includes('/') && !mayHoldSlash(segments, index, couchAt)) refuse('encoded-slash', 'a path segment holds an encoded "/"')
   })
   return { segments, trailingSlash, query: readQuery(query) }
+}
+
+/** `split` costs several times as much for so few. */
+function splitPath (path: string): string[] {
+  const segments: string[] = []
+  for (let at = 1, end: number; at <= path.length; at = end + 1) {
+    end = path.indexOf('/', at)
+    if (end === -1) end = path.length
+    segments.push(path.slice(at, end))
+  }
+  return segments
 }
 
 function decode (text: string): string {

@@ -61,6 +61,9 @@ function routeFile (segments: readonly string[], account: string | undefined): F
   return isDatabaseName(account) ? { kind: 'file', id, part, account } : undefined
 }
 
+const ROWS = new Map<PathForm, SurfaceRow[]>()
+for (const row of SURFACE) ROWS.set(row.path, [...ROWS.get(row.path) ?? [], row])
+
 /** Also the embedded database's way in: `segments` are those below its root. */
 export function routeCouch (method: string, segments: readonly string[], trailingSlash: boolean, query: ReadonlyMap<string, string>): CouchAction | undefined {
   const parsed = parseCouchPath(segments)
@@ -68,7 +71,7 @@ export function routeCouch (method: string, segments: readonly string[], trailin
   const [form, target] = parsed
   // Clients write a database's own address with a slash at the end, and nothing else.
   if (trailingSlash && form !== 'welcome' && form !== 'database') return undefined
-  const row = SURFACE.find(row => row.path === form && row.endpoint === target.endpoint && row.methods.includes(method))
+  const row = ROWS.get(form)?.find(row => row.endpoint === target.endpoint && row.methods.includes(method))
   return row && { kind: 'couch', row, target, query }
 }
 
@@ -111,7 +114,9 @@ export function couchPath ({ row, target }: CouchAction, query: ReadonlyMap<stri
   else if (target.document !== undefined) segments.push(target.document)
   if (target.attachment !== undefined) segments.push(...target.attachment)
   if (target.view !== undefined) segments.push('_view', target.view)
-  let path = `/${segments.map(encodeURIComponent).join('/')}`
+  let path = ''
+  for (const segment of segments) path += `/${escaped(segment)}`
+  if (path === '') path = '/'
   let separator = '?'
   for (const [name, value] of query) {
     path += `${separator}${encodeURIComponent(name)}=${encodeURIComponent(value)}`
@@ -119,6 +124,9 @@ export function couchPath ({ row, target }: CouchAction, query: ReadonlyMap<stri
   }
   return path
 }
+
+/** Most names need nothing, which is told sooner than done. */
+const escaped = (text: string): string => /^[\w-]+$/.test(text) ? text : encodeURIComponent(text)
 
 /** An ID that carries the caller's prefix already stays: clients write back the `_id` they were given. */
 function ownCheckpoint (id: string, prefix: string): string {

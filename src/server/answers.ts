@@ -1,16 +1,16 @@
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Answering } from '../core/answering.js'
 import { PatchcordError } from '../core/errors.js'
 import { sendCouchFailure } from '../core/couch-answers.js'
 
 /** Answers with an error, in the one form that the CouchDB surface has too, so that what was not granted
  * looks like what is not there, and returns the bytes of its body. An error that ends the connection does,
  * and so does a body that was not read. */
-export function answerError (request: IncomingMessage, response: ServerResponse, failure: PatchcordError): number {
+export function answerError (isRead: boolean, response: Answering, failure: PatchcordError): number {
   if (response.headersSent) {
     response.destroy()
     return 0
   }
-  if (endsConnection(failure) || !request.complete) response.shouldKeepAlive = false
+  if (endsConnection(failure) || !isRead) response.shouldKeepAlive = false
   return sendCouchFailure(response, failure)
 }
 
@@ -21,11 +21,11 @@ export function endsConnection ({ status, code }: PatchcordError): boolean {
 }
 
 /** Answers with JSON of ours. */
-export function answerJson (request: IncomingMessage, response: ServerResponse, value: unknown, headers: Record<string, string> = {}): number {
+export function answerJson (response: Answering, value: unknown, headers: Record<string, string> = {}): number {
   const body = Buffer.from(`${JSON.stringify(value)}\n`)
   response.writeHead(200, { 'Content-Type': 'application/json', 'Content-Length': body.length, 'Cache-Control': 'private, no-cache', 'X-Content-Type-Options': 'nosniff', ...headers })
-  response.end(request.method === 'HEAD' ? undefined : body)
-  return request.method === 'HEAD' ? 0 : body.length
+  response.end(body)
+  return response.req.method === 'HEAD' ? 0 : body.length
 }
 
 /** Anything that was thrown, as an error of the table. What is not one of ours tells the caller nothing. */

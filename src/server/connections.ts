@@ -1,4 +1,3 @@
-import type { ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import type { TLSSocket } from 'node:tls'
 import type { DatabaseName } from '../core/ids.js'
@@ -34,7 +33,6 @@ export interface Running {
   readonly action: Action
   /** The databases that its file was recorded for, where the decision asked. */
   readonly records: readonly DatabaseName[] | undefined
-  readonly response: ServerResponse
 }
 
 /** Thrown when an entry uses all it may; the name is that of the limit. */
@@ -70,18 +68,18 @@ export class Connections implements Iterable<Connection> {
     return connection
   }
 
-  /** Counts one use; the answer gives it back, once. Undefined when the entry has all it may. */
-  take (entry: string, what: Counted): (() => void) | undefined {
+  /** Counts one use, which `give` takes back. False when the entry has all it may. */
+  take (entry: string, what: Counted): boolean {
     const usage = this.#usageOf(entry)
-    if (usage[what] >= this.#limits[what]) return undefined
+    if (usage[what] >= this.#limits[what]) return false
     usage[what] += 1
-    let isHeld = true
-    return () => {
-      if (!isHeld) return
-      isHeld = false
-      usage[what] -= 1
-      this.#forget(entry, usage)
-    }
+    return true
+  }
+
+  give (entry: string, what: Counted): void {
+    const usage = this.#usageOf(entry)
+    usage[what] -= 1
+    this.#forget(entry, usage)
   }
 
   /** Ends these connections and resolves when the last one is closed. What the system took of their answers

@@ -1,12 +1,13 @@
-import type { IncomingMessage, ServerResponse } from 'node:http'
-import type { Clock } from '../core/clock.js'
+import type { IncomingMessage } from 'node:http'
+import type { Answering } from '../core/answering.js'
+import type { Clock, Timer } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
 import type { Limits } from '../core/limits.js'
 import type { Logger } from '../core/log.js'
 import { admitClient, isRefusal, type Refusal } from '../identity/admission.js'
 import type { Leaf } from '../identity/leaf.js'
-import { canonicalise, type CanonicalRequest } from '../policy/canonical.js'
+import { canonicalise, type CanonicalRequest, type RawHead } from '../policy/canonical.js'
 import { isFeed as isCouchFeed } from '../policy/feed.js'
 import { decide, needsFacts, type Decision } from '../policy/decide.js'
 import type { Principal } from '../policy/principal.js'
@@ -20,9 +21,18 @@ import { lentUntil, type ServerState } from './state.js'
 /** Reads which databases a file is recorded for. */
 export type ReadRecords = (action: FileAction) => Promise<readonly DatabaseName[]>
 
+/** A request as it came in, by Node's HTTP server or by the plain lane, and where its answer goes. */
+export interface Asked extends RawHead {
+  /** For its body alone; absent where there is none for sure. */
+  readonly message: IncomingMessage | undefined
+  readonly response: Answering
+  /** Tells a client that waits for it to send the body. */
+  readonly askForBody: (() => void) | undefined
+}
+
 /** Does what was allowed and resolves when the answer has ended, with what the log says of it. What it
  * throws before the head of its answer becomes an error answer. */
-export type Handle = (permit: Permit, request: CanonicalRequest, message: IncomingMessage, response: ServerResponse) => Promise<Outcome>
+export type Handle = (permit: Permit, request: CanonicalRequest, asked: Asked) => Promise<Outcome> | Outcome
 
 export interface Outcome {
   readonly status: number
@@ -59,10 +69,10 @@ export class Dispatch {
 
   /** Takes a request in. What is pipelined on one connection is answered one after the other, and Node reads
    * on meanwhile: who sends more than may ever run is cut, before memory is. */
-  request (connection: Connection, message: IncomingMessage, response: ServerResponse, expectsContinue: boolean): void {
+  request (connection: Connection, asked: Asked): void {
     const { limits, connections, logger } = this.#options
     if (connection.refused) {
-      response.destroy()
+      asked.response.destroy()
       return
     }
     if (connection.waiting >= limits.requestsPerEntry) {
@@ -70,10 +80,9 @@ export class Dispatch {
       void connections.cut([connection])
       return
     }
-    const serve = (): Promise<void> => this.#serve(connection, message, response, expectsContinue).finally(() => { connection.waiting -= 1 })
     connection.waiting += 1
     // The one before it ended, where nothing waits.
-    connection.last = connection.waiting === 1 ? serve() : connection.last.then(serve)
+    connection.last = connection.waiting === 1 ? this.#serve(connection, asked) : connection.last.then(() => this.#serve(connection, asked))
   }
 
   /** Who the certificate stands for now, or why for nobody. An expired one that may still fetch its renewal
@@ -101,55 +110,27 @@ export class Dispatch {
     return decide(principal, action, clock.now(), facts)
   }
 
-  async #serve (connection: Connection, message: IncomingMessage, response: ServerResponse, expectsContinue: boolean): Promise<void> {
-    // Without a socket it cannot be answered: the answer before it ended the connection.
-    if (connection.refused || response.destroyed || response.socket === null) {
-      response.destroy()
-      return
-    }
-    const { clock, logger, limits } = this.#options
-    const line: LogLine = { connection: connection.id, device: connection.leaf.deviceId, action: undefined, decision: 'none', status: 0, bytes: 0, ms: 0 }
-    const started = clock.monotonic()
+  async #serve (connection: Connection, asked: Asked): Promise<void> {
+    const { response } = asked
     try {
-      const outcome = await this.#answer(connection, message, response, expectsContinue, line)
-      line.status = outcome.status
-      line.bytes = outcome.bytes
-      // Two numbers: an answer of 206 says that it was understood.
-      if (outcome.status === 206) line.range = message.headers.range
-    } catch (error) {
-      const failure = failureOf(error)
-      line.status = failure.status
-      if (failure.code === 'internal') logger.error({ ...line, err: error }, 'request failed')
-      else if (failure.code === 'no-handles') this.#options.onShortage(failure.message)
-      if (failure.code !== 'internal') line.problem = failure.status < 429 ? failure.code : failure.message
-      if (endsConnection(failure)) connection.refused = true
-      line.bytes = answerError(message, response, failure)
+      // Without a socket it cannot be answered: the answer before it ended the connection.
+      if (connection.refused || response.destroyed || response.socket === null) response.destroy()
+      else await this.#serveInTurn(connection, asked)
+    } finally {
+      connection.waiting -= 1
     }
-    if (!message.complete && !response.destroyed) await discard(message, response, limits, clock)
-    await sent(response, limits, clock)
-    line.ms = Math.round((clock.monotonic() - started) * 10) / 10
-    this.answered.add(line.status, line.bytes)
-    logger.info(line, 'request')
   }
 
-  async #answer (connection: Connection, message: IncomingMessage, response: ServerResponse, expectsContinue: boolean, line: LogLine): Promise<Outcome> {
-    const { state, connections, limits, readRecords, handle } = this.#options
-    const head = { method: message.method ?? '', target: message.url ?? '', httpVersion: message.httpVersion, rawHeaders: message.rawHeaders }
-    if (head.rawHeaders.length > 2 * limits.headers) throw new PatchcordError('not-canonical', 'the request has too many headers')
-    const canonical = canonicalise(head, state().env.identity.device)
-    if ('refusal' in canonical) {
-      line.decision = canonical.refusal.rule
-      throw new PatchcordError(canonical.refusal.code, canonical.refusal.reason)
-    }
-    const { request } = canonical
-    const held: Array<() => void> = []
-    const hold = (what: Counted): void => {
-      const release = connections.take(connection.entry, what)
-      if (release === undefined) throw new PatchcordError('too-many', `the limit ${what} is reached`)
-      held.push(release)
-    }
+  async #serveInTurn (connection: Connection, asked: Asked): Promise<void> {
+    const { message, response } = asked
+    const { clock, logger, limits, readRecords, handle } = this.#options
+    const line: LogLine = { connection: connection.id, device: connection.leaf.deviceId, action: undefined, decision: 'none', status: 0, bytes: 0, ms: 0 }
+    const started = clock.monotonic()
+    const held: Counted[] = []
+    let refusable: { readonly time: Promise<void>, cancel (): void } | undefined
     try {
-      hold('requestsPerEntry')
+      const request = this.#canonical(asked, line)
+      this.#hold(connection, 'requestsPerEntry', held)
       let principal = this.#identifyOrCut(connection)
       const action = route(request)
       if (action === undefined) {
@@ -157,44 +138,89 @@ export class Dispatch {
         throw new PatchcordError('not-found', 'missing')
       }
       let records: readonly DatabaseName[] | undefined
-      let refusable: Promise<void> | undefined
       if (needsFacts(principal, action)) {
-        refusable = this.#later(held)
+        refusable = this.#later()
         records = await readRecords(action)
         // Trust may have been taken away while the records were read.
         principal = this.#identifyOrCut(connection)
       }
-      const decision = this.#decide(principal, action, records)
-      line.action = nameOf(action)
-      line.decision = decision.rule
-      const permit = Permit.from(decision, principal, action)
-      if (permit === undefined) {
-        await refusable
-        const code = decision.status === 404 ? 'not-found' : decision.status === 400 ? 'not-canonical' : 'refused'
-        throw new PatchcordError(code, decision.reason)
+      const permit = this.#permit(principal, action, records, line)
+      if (permit instanceof PatchcordError) {
+        await refusable?.time
+        throw permit
       }
-      if (isFeed(action)) hold('feedsPerEntry')
+      refusable?.cancel()
+      if (isFeed(action)) this.#hold(connection, 'feedsPerEntry', held)
       // A device that pulls many databases at once asks each with a small one.
-      if (request.body !== undefined && (request.body.length ?? Infinity) > limits.smallBodyBytes) hold('bodies')
-      if (expectsContinue) response.writeContinue()
-      connection.running = { action, records, response }
-      try {
-        return await handle(permit, request, message, response)
-      } finally {
-        connection.running = undefined
-      }
-    } finally {
-      for (const release of held) release()
+      if (request.body !== undefined && (request.body.length ?? Infinity) > limits.smallBodyBytes) this.#hold(connection, 'bodies', held)
+      asked.askForBody?.()
+      connection.running = { action, records }
+      const outcome = await handle(permit, request, asked)
+      line.status = outcome.status
+      line.bytes = outcome.bytes
+      // Two numbers: an answer of 206 says that it was understood.
+      if (outcome.status === 206) line.range = request.headers.get('range')
+      this.#release(connection, held)
+    } catch (error) {
+      refusable?.cancel()
+      this.#release(connection, held)
+      line.bytes = this.#fail(connection, asked, error, line)
     }
+    if (message?.complete === false && !isRead(message) && !response.destroyed) await discard(message, response, limits, clock)
+    if (!response.writableFinished && !response.destroyed) await sent(response, limits, clock)
+    line.ms = Math.round((clock.monotonic() - started) * 10) / 10
+    this.answered.add(line.status, line.bytes)
+    logger.info(line, 'request')
+  }
+
+  #canonical (asked: Asked, line: LogLine): CanonicalRequest {
+    if (asked.rawHeaders.length > 2 * this.#options.limits.headers) throw new PatchcordError('not-canonical', 'the request has too many headers')
+    const canonical = canonicalise(asked, this.#options.state().env.identity.device)
+    if (!('refusal' in canonical)) return canonical.request
+    line.decision = canonical.refusal.rule
+    throw new PatchcordError(canonical.refusal.code, canonical.refusal.reason)
+  }
+
+  /** What the decision makes: a permit, or why there is none. */
+  #permit (principal: Principal, action: Action, records: readonly DatabaseName[] | undefined, line: LogLine): Permit | PatchcordError {
+    const decision = this.#decide(principal, action, records)
+    line.action = nameOf(action)
+    line.decision = decision.rule
+    const permit = Permit.from(decision, principal, action)
+    if (permit !== undefined) return permit
+    const code = decision.status === 404 ? 'not-found' : decision.status === 400 ? 'not-canonical' : 'refused'
+    return new PatchcordError(code, decision.reason)
+  }
+
+  /** Answers with the error, and returns the bytes of its body. */
+  #fail (connection: Connection, { message, response }: Asked, error: unknown, line: LogLine): number {
+    const { logger } = this.#options
+    const failure = failureOf(error)
+    line.status = failure.status
+    if (failure.code === 'internal') logger.error({ ...line, err: error }, 'request failed')
+    else if (failure.code === 'no-handles') this.#options.onShortage(failure.message)
+    if (failure.code !== 'internal') line.problem = failure.status < 429 ? failure.code : failure.message
+    if (endsConnection(failure)) connection.refused = true
+    return answerError(message === undefined || isRead(message), response, failure)
+  }
+
+  #hold (connection: Connection, what: Counted, held: Counted[]): void {
+    if (!this.#options.connections.take(connection.entry, what)) throw new PatchcordError('too-many', `the limit ${what} is reached`)
+    held.push(what)
+  }
+
+  /** What was allowed has ended. */
+  #release (connection: Connection, held: readonly Counted[]): void {
+    connection.running = undefined
+    for (const what of held) this.#options.connections.give(connection.entry, what)
   }
 
   /** When a file may be refused. Set before anything is read: a timer that is set afterwards keeps, by its rounding, some of the
    * time that it took. */
-  #later (held: Array<() => void>): Promise<void> {
-    return new Promise(resolve => {
-      const timer = this.#options.clock.after(REFUSED_FILE_MS, resolve)
-      held.push(() => { timer.cancel() })
-    })
+  #later (): { readonly time: Promise<void>, cancel (): void } {
+    let timer!: Timer
+    const time = new Promise<void>(resolve => { timer = this.#options.clock.after(REFUSED_FILE_MS, resolve) })
+    return { time, cancel: () => { timer.cancel() } }
   }
 
   #identifyOrCut (connection: Connection): Principal {
@@ -234,12 +260,18 @@ export function isFeed (action: Action): boolean {
   return action.kind === 'mail' || (action.kind === 'couch' && isCouchFeed(action))
 }
 
+/** Whether nothing of a request is left to be read. Of one without a body its head says so: Node marks it complete only after it has
+ * told of it. */
+function isRead ({ readableEnded, headers }: IncomingMessage): boolean {
+  return readableEnded || (headers['transfer-encoding'] === undefined && /^0*$/.test(headers['content-length'] ?? ''))
+}
+
 /** How much of a refused body is read so that its sender gets to see the answer. */
 const MOST_DISCARDED = 1024 * 1024
 
 /** Reads on a little, so that closing with unread bytes does not reset the connection under the answer;
  * then the connection is cut. */
-async function discard (message: IncomingMessage, response: ServerResponse, { headMs }: Limits, clock: Clock): Promise<void> {
+async function discard (message: IncomingMessage, response: Answering, { headMs }: Limits, clock: Clock): Promise<void> {
   let bytes = 0
   await new Promise<void>(resolve => {
     const timer = clock.after(Math.min(2_000, headMs), () => { message.destroy() })
@@ -260,8 +292,7 @@ async function discard (message: IncomingMessage, response: ServerResponse, { he
 /** Resolves when the system took the whole answer, or its connection is gone. The next one on the connection
  * has its socket then, and learns when that closes. A client that takes nothing for `stallMs` is cut: no
  * other clock runs while an answer is on its way. */
-function sent (response: ServerResponse, { stallMs }: Limits, clock: Clock): Promise<void> {
-  if (response.writableFinished || response.destroyed) return Promise.resolve()
+function sent (response: Answering, { stallMs }: Limits, clock: Clock): Promise<void> {
   return new Promise(resolve => {
     const timer = clock.after(stallMs, () => { response.destroy() })
     const done = (): void => {

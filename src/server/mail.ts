@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import type { IncomingMessage, ServerResponse } from 'node:http'
+import type { Answering } from '../core/answering.js'
 import type { Clock } from '../core/clock.js'
 import type { DeviceId } from '../core/ids.js'
 import { answerJson } from './answers.js'
@@ -32,7 +32,7 @@ export class Mail {
     for (const wakes of this.#waiting.values()) for (const wake of [...wakes]) wake()
   }
 
-  async answer (request: IncomingMessage, response: ServerResponse, device: DeviceId, known: string | undefined): Promise<number> {
+  async answer (response: Answering, device: DeviceId, known: string | undefined): Promise<number> {
     const since = known?.trim()
     const deadline = this.#clock.monotonic() + this.#pollMs
     while (since !== undefined && since === this.#tag(device)) {
@@ -42,10 +42,11 @@ export class Mail {
     if (response.destroyed) return 0
     const etag = this.#tag(device)
     if (etag === since) {
-      response.writeHead(304, { ETag: etag, 'Cache-Control': 'private, no-cache' }).end()
+      response.writeHead(304, { ETag: etag, 'Cache-Control': 'private, no-cache' })
+      response.end()
       return 0
     }
-    return answerJson(request, response, this.#box(device), { ETag: etag })
+    return answerJson(response, this.#box(device), { ETag: etag })
   }
 
   #box (device: DeviceId): unknown {
@@ -64,7 +65,7 @@ export class Mail {
   }
 
   /** Resolves true at the next replacement, false when the time is over or the caller is gone. */
-  #change (device: DeviceId, response: ServerResponse, delay: number): Promise<boolean> {
+  #change (device: DeviceId, response: Answering, delay: number): Promise<boolean> {
     return new Promise(resolve => {
       const waiting = this.#waiting.get(device) ?? new Set()
       this.#waiting.set(device, waiting)

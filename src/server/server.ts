@@ -1,5 +1,5 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto'
-import { createServer as createHttpServer, type IncomingMessage, type Server as HttpServer, type ServerResponse } from 'node:http'
+import { createServer as createHttpServer, ServerResponse, type IncomingMessage, type Server as HttpServer } from 'node:http'
 import type { Socket } from 'node:net'
 import { createSecureContext, type TLSSocket } from 'node:tls'
 import type { Address } from '../core/address.js'
@@ -16,11 +16,14 @@ import { serveFile } from '../files/serve.js'
 import { isRefusal } from '../identity/admission.js'
 import { readLeaf, type Leaf } from '../identity/leaf.js'
 import type { CanonicalRequest } from '../policy/canonical.js'
+import type { Principal } from '../policy/principal.js'
+import type { Action, CouchAction } from '../policy/route.js'
 import { answerJson } from './answers.js'
 import { Connections, type Connection } from './connections.js'
 import type { ServerCounts } from './counts.js'
-import { Dispatch, isFeed, type Outcome } from './dispatch.js'
+import { Dispatch, isFeed, type Asked, type Outcome } from './dispatch.js'
 import { applyUpdate, limitsOf, parseEnv, type ServerEnvInput, type ServerUpdate } from './env.js'
+import { openLane, type LaneOptions } from './lane.js'
 import { Listener } from './listener.js'
 import { Mail } from './mail.js'
 import type { Permit } from './permit.js'
@@ -84,6 +87,7 @@ class Server implements PatchcordServer {
   readonly #dispatch: Dispatch
   readonly #listener: Listener
   readonly #http: HttpServer
+  readonly #lane: LaneOptions
   readonly #mail: Mail
   readonly #shortage: Shortage
   readonly #files: FileReader | undefined
@@ -116,7 +120,7 @@ class Server implements PatchcordServer {
       clock,
       logger,
       readRecords: async ({ id }) => await this.#files?.records(id) ?? [],
-      handle: (permit, request, message, response) => this.#handle(permit, request, message, response),
+      handle: (permit, request, asked) => this.#handle(permit, request, asked),
       onShortage,
     })
     this.#http = createHttp(limits)
@@ -125,6 +129,12 @@ class Server implements PatchcordServer {
     this.#http.on('checkExpectation', (message, response) => { this.#requested(message, response, false) })
     this.#http.on('connect', (_message, socket) => { socket.destroy() })
     this.#http.on('clientError', (error, socket) => { this.#unparseable(error, socket as Socket) })
+    this.#lane = {
+      limits,
+      ask: (connection, asked) => { this.#dispatch.request(connection, asked) },
+      handOver: ({ socket }) => { this.#http.emit('connection', socket) },
+      late: ({ socket }) => { this.#unparseable(Object.assign(new Error('no request'), { code: 'ERR_HTTP_REQUEST_TIMEOUT' }), socket) },
+    }
     this.#listener = new Listener({ ...identity, allowRouted: env.allowRouted, limits, clock, logger, onSecure: (socket, transport) => { this.#admit(socket, transport) }, onShortage })
   }
 
@@ -208,7 +218,7 @@ class Server implements PatchcordServer {
     }
     this.#bySocket.set(socket, connection)
     this.#armSweep(connection.endsAt)
-    this.#http.emit('connection', socket)
+    openLane(connection, this.#lane)
   }
 
   #leafOf (socket: TLSSocket): Leaf | undefined {
@@ -249,8 +259,12 @@ class Server implements PatchcordServer {
 
   #requested (message: IncomingMessage, response: ServerResponse, expectsContinue: boolean): void {
     const connection = this.#bySocket.get(message.socket)
-    if (connection === undefined) message.destroy()
-    else this.#dispatch.request(connection, message, response, expectsContinue)
+    if (connection === undefined) {
+      message.destroy()
+      return
+    }
+    const { method = '', url = '', httpVersion, rawHeaders } = message
+    this.#dispatch.request(connection, { method, target: url, httpVersion, rawHeaders, known: undefined, message, response, askForBody: expectsContinue ? () => { response.writeContinue() } : undefined })
   }
 
   #unparseable (error: Error, socket: Socket): void {
@@ -264,27 +278,35 @@ class Server implements PatchcordServer {
     socket.destroySoon()
   }
 
-  async #handle ({ principal, action }: Permit, request: CanonicalRequest, message: IncomingMessage, response: ServerResponse): Promise<Outcome> {
+  #handle (permit: Permit, request: CanonicalRequest, asked: Asked): Promise<Outcome> | Outcome {
+    // Without a promise of its own: nearly all requests are of this kind.
+    const { principal, action } = permit
+    return action.kind === 'couch' ? this.#handleCouch(principal, action, request, asked) : this.#handleOwn(principal, action, request, asked)
+  }
+
+  #handleCouch (principal: Principal, action: CouchAction, request: CanonicalRequest, { message, response }: Asked): Promise<Outcome> | Outcome {
+    if (action.row.path === 'welcome') return { status: 200, bytes: sendCouchJson(response, 200, COUCH_WELCOME) }
+    if (action.row.path === 'all-dbs') return { status: 200, bytes: sendCouchJson(response, 200, visibleDatabases(principal, this.#state.databases)) }
+    const all = this.#state.env.couch?.credentials ?? {}
+    const credentials = Object.hasOwn(all, principal.grantName) ? all[principal.grantName] : undefined
+    if (this.#couch === undefined || credentials === undefined) throw new PatchcordError('upstream-down', 'no CouchDB is configured for this grant')
+    return this.#couch.forward({ action, request, principal, credentials, body: message, response })
+  }
+
+  async #handleOwn (principal: Principal, action: Exclude<Action, CouchAction>, request: CanonicalRequest, { response }: Asked): Promise<Outcome> {
     switch (action.kind) {
       case 'self':
-        return { status: 200, bytes: answerJson(message, response, { patchcord: 1, device: this.device, user: this.#state.trust.user, you: { device: principal.device, relation: principal.relation } }) }
+        return { status: 200, bytes: answerJson(response, { patchcord: 1, device: this.device, user: this.#state.trust.user, you: { device: principal.device, relation: principal.relation } }) }
       case 'mail':
-        return { status: 200, bytes: await this.#mail.answer(message, response, principal.device, request.headers.get('if-none-match')) }
+        return { status: 200, bytes: await this.#mail.answer(response, principal.device, request.headers.get('if-none-match')) }
       case 'file': {
         if (this.#files === undefined) throw new PatchcordError('not-found', 'missing')
-        if (action.part === 'records') return { status: 200, bytes: answerJson(message, response, { databases: await this.#files.records(action.id) }) }
+        if (action.part === 'records') return { status: 200, bytes: answerJson(response, { databases: await this.#files.records(action.id) }) }
+        if (!(response instanceof ServerResponse)) throw new PatchcordError('internal', 'a file on the plain lane')
         const method = request.method === 'HEAD' ? 'HEAD' : 'GET'
         const served = await serveFile(this.#files, { id: action.id, part: action.part, method, headers: request.headers, account: action.account }, response, this.#limits, this.#clock)
         if (served.ending === 'cut') this.#logger.error({ id: action.id, part: action.part, bytes: served.bytes }, 'a file of the store ended before its size, or its disk failed; the transfer was cut. `patchcord verify` tells what is damaged')
         return served
-      }
-      case 'couch': {
-        if (action.row.path === 'welcome') return { status: 200, bytes: sendCouchJson(response, 200, COUCH_WELCOME) }
-        if (action.row.path === 'all-dbs') return { status: 200, bytes: sendCouchJson(response, 200, visibleDatabases(principal, this.#state.databases)) }
-        const all = this.#state.env.couch?.credentials ?? {}
-        const credentials = Object.hasOwn(all, principal.grantName) ? all[principal.grantName] : undefined
-        if (this.#couch === undefined || credentials === undefined) throw new PatchcordError('upstream-down', 'no CouchDB is configured for this grant')
-        return await this.#couch.forward({ action, request, principal, credentials, body: message, response })
       }
     }
   }
