@@ -16,7 +16,7 @@ function transfer ({ name, title, files, size, unit, goal, rounds }: Plan): Prep
   return {
     work: {
       name, title, unit, better: 'more', group: 'files', rounds, ours: 'patchcord', goal,
-      notes: 'Sender and receiver are both the contestant, and share all cores of the budget; new random bytes in each turn, on the disk before it begins. patchcord: `send`, which imports into its store, and an inbox that accepts. Syncthing: a scan asked for by REST, until the far end is in sync. rsync: over ssh with AES-128-GCM, `--fsync`.',
+      notes: 'Sender and receiver are both the contestant, and share all cores of the budget; new random bytes in each turn, on the disk before it begins. patchcord: `send`, which imports into its store, and an inbox that accepts; what landed is on the disk then, the copy in the sender\'s store soon after. Syncthing: a scan asked for by REST, until the far end is in sync. rsync: over ssh with AES-128-GCM, `--fsync`.',
     },
     prepare: async materials => {
       let turns = 0
