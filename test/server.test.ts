@@ -1052,6 +1052,17 @@ await t.test('SIGTERM stops it, also before it has an env', async t => {
   t.equal(await waiting.exited, 0)
 })
 
+await t.test('a server whose agent is gone ends, whatever it still has to say', async t => {
+  const child = run(t)
+  child.process.stdin.write(line(envOf()))
+  t.ok(await eventually(() => child.out().length === 1, 10_000))
+  // As the kernel closes them: nobody reads what an update says, nor the log line about it.
+  child.process.stdout.destroy()
+  child.process.stderr.destroy()
+  child.process.stdin.end(line({ op: 'update', seq: 1, revoked: [] }))
+  t.equal(await child.exited, 0)
+})
+
 await t.test('a bad env is one line that names the field, and nothing listens', async t => {
   const busy = await start(t)
   const good = envOf({ couch: { url: 'http://127.0.0.1:9', databases: [], credentials: { own: { username: 'u', password: PASSWORD } } } })

@@ -1,31 +1,19 @@
 import { pino, type Logger } from 'pino'
+import { LogSink } from './log-sink.js'
 import { redactLine } from './redact.js'
 
 export type { Logger }
-/** Lines are held back for so long at most (ms), and up to so many bytes. */
-const GATHERED_MS = 10
-const GATHERED_BYTES = 8_192
 export const LOG_LEVELS = ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'] as const
 export type LogLevel = typeof LOG_LEVELS[number]
 
 /** JSON lines on stderr, and to `also`. Nothing secret is ever handed to it; redact.ts is the second net. */
 export function createLogger (level: LogLevel, name: string, also: (line: string) => void = () => undefined): Logger {
-  // What is logged within a moment goes out in one write: a write for each of a thousand requests costs as much as answering them. Pino writes
-  // the rest when the process ends.
-  const stderr = pino.destination({ fd: 2, sync: false, minLength: GATHERED_BYTES })
-  let isDue = false
-  const flush = (): void => {
-    isDue = false
-    stderr.flush()
-  }
+  const stderr = new LogSink(2)
   return pino({ name, level, base: { name, pid: process.pid } }, {
     write (line: string) {
       const clean = redactLine(line)
       stderr.write(clean)
       also(clean)
-      if (isDue) return
-      isDue = true
-      setTimeout(flush, GATHERED_MS).unref()
     },
   })
 }
