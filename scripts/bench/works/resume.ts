@@ -30,7 +30,7 @@ export const resume: Prepared = {
               const from = join(materials.folder, `cut-${turns++}`)
               await mkdir(from)
               await writeRandom(join(from, 'file-0'), SIZE)
-              await calm(3 * SIZE)
+              await calm(materials.folder, 6 * SIZE)
               const before = way.bytes
               const started = performance.now()
               const cut = way.cutAfter(SIZE / 2)

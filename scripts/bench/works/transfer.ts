@@ -34,7 +34,7 @@ function transfer ({ name, title, files, size, unit, goal, rounds }: Plan): Prep
                 await mkdir(from)
                 if (files === 1) await writeRandom(join(from, 'file-0'), size)
                 else for (let at = 0; at < files; at++) await writeFile(join(from, `file-${at}`), randomBytes(size))
-                await calm(3 * files * size)
+                await calm(materials.folder, 6 * files * size)
                 const before = sum(ends.pids)
                 const started = performance.now()
                 await ends.send(from)
