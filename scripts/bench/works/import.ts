@@ -1,5 +1,6 @@
 import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
+import { calm } from '../calm.js'
 import { MIB, TOP, writeRandom } from '../materials.js'
 import { find, output, versionOf } from '../processes.js'
 import type { Prepared } from '../work.js'
@@ -14,6 +15,7 @@ export const importing: Prepared = {
     await writeRandom(source, SIZE)
     const copy = join(folder, 'copy')
     const timed = async (name: string, command: readonly string[], clean: string): Promise<{ value: number }> => {
+      await calm(folder, 4 * SIZE)
       const from = performance.now()
       const told = await output(cores.contestant, command)
       const seconds = name === 'patchcord' ? Number(told) : (performance.now() - from) / 1000
