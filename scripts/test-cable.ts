@@ -328,6 +328,8 @@ async function testCuts (one: Box, other: Box, ends: Ends): Promise<void> {
   // What is written from here on is all that is asked for from here on, to the document.
   await one.db('PUT', '/notes/after-the-cuts', {})
   await until('the one that is new', async () => (await other.db('GET', '/notes/after-the-cuts')).status === 200)
+  // By their log lines, which come a moment after the answers.
+  await until('what was served being told', () => Promise.resolve(one.served + other.served > quiet + again))
   const forOne = one.served + other.served - quiet - again
   report('nothing is requested again that a checkpoint covers', again === 0 && forOne > 0 && forOne < 2_000, { cuts: 3, documentBytesAgain: again, documentBytesForOneMore: forOne, documentBytesDuringTheSeededCuts: duringCuts })
   report('the cable is cut at seeded moments and nothing is lost', same, { cuts: CUTS, seed: SEED, documents: expected, seconds: Math.round((performance.now() - from) / 1000), settledMs: Math.round(settle) })
