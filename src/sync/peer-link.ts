@@ -122,11 +122,14 @@ export class PeerLink {
     const answered = new AbortController()
     const signal = AbortSignal.any([this.#abort.signal, answered.signal])
     const doubt = this.#options.clock.after(DOUBT_MS, () => { void this.#lookElsewhere(signal) })
-    askPeer(agent, this.device, '/', { signal: AbortSignal.any([signal, AbortSignal.timeout(CHECK_MS)]) })
+    // A timer of its own: a signal of AbortSignal.timeout that only another one refers to may be collected before it fires.
+    const late = this.#options.clock.after(CHECK_MS, () => { answered.abort() })
+    askPeer(agent, this.device, '/', { signal })
       .then(answer => readBody(answer, MOST_MAIL_BYTES))
       .catch(() => { if (agent === this.#agent && !this.#abort.signal.aborted) this.drop() })
       .finally(() => {
         doubt.cancel()
+        late.cancel()
         answered.abort()
         this.#isChecking = false
       })
