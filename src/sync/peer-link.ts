@@ -1,3 +1,4 @@
+import type { IncomingMessage } from 'node:http'
 import { formatAddress, type Address } from '../core/address.js'
 import type { Clock, Timer } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
@@ -122,14 +123,10 @@ export class PeerLink {
     const answered = new AbortController()
     const signal = AbortSignal.any([this.#abort.signal, answered.signal])
     const doubt = this.#options.clock.after(DOUBT_MS, () => { void this.#lookElsewhere(signal) })
-    // A timer of its own: a signal of AbortSignal.timeout that only another one refers to may be collected before it fires.
-    const late = this.#options.clock.after(CHECK_MS, () => { answered.abort() })
-    askPeer(agent, this.device, '/', { signal })
-      .then(answer => readBody(answer, MOST_MAIL_BYTES))
+    this.#greet(agent, signal, CHECK_MS)
       .catch(() => { if (agent === this.#agent && !this.#abort.signal.aborted) this.drop() })
       .finally(() => {
         doubt.cancel()
-        late.cancel()
         answered.abort()
         this.#isChecking = false
       })
@@ -218,8 +215,7 @@ export class PeerLink {
     try {
       signal.throwIfAborted()
       if (this.#options.isOver === true) await this.#fetchStatements(address, signal)
-      const answer = await askPeer(agent, device, '/', { signal: AbortSignal.any([signal, AbortSignal.timeout(ATTEMPT_MS)]) })
-      await readBody(answer, MOST_MAIL_BYTES)
+      const answer = await this.#greet(agent, signal, ATTEMPT_MS)
       if (answer.statusCode === 403) await this.#fetchRenewal(agent, signal)
       if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `${formatAddress(address)} answered ${answer.statusCode}`)
       return { address, agent }
@@ -232,6 +228,20 @@ export class PeerLink {
       throw error
     } finally {
       signal.removeEventListener('abort', cut)
+    }
+  }
+
+  /** The device's answer to `/`, read whole, within `most` ms. By a timer of its own: Node 20 may collect a signal of AbortSignal.timeout
+   * that only AbortSignal.any refers to, and it never fires. */
+  async #greet (agent: PeerAgent, signal: AbortSignal, most: number): Promise<IncomingMessage> {
+    const late = new AbortController()
+    const timer = this.#options.clock.after(most, () => { late.abort() })
+    try {
+      const answer = await askPeer(agent, this.device, '/', { signal: AbortSignal.any([signal, late.signal]) })
+      await readBody(answer, MOST_MAIL_BYTES)
+      return answer
+    } finally {
+      timer.cancel()
     }
   }
 
