@@ -98,12 +98,11 @@ await t.test('power loss while small files are taken in by turns: each is whole 
   for (const [n, each] of bytes.entries()) writeFileSync(join(source, `${n}`), each)
   const ids = bytes.map(each => contentIdOf(leafHash(each)))
   const path = (root: string, id: string): string => join(root, 'files', id.slice(0, 2), id.slice(2))
-  const turn = (bytes: Uint8Array, ...asked: SmallAsked[]): readonly SmallDone[] => perform({ asked, bytes }).done
-  await atEveryLoss(async root => { await (await FileStore.open(join(root, 'files'))).close() }, root => {
-    const taken = turn(Buffer.alloc(0), ...ids.map((_, n) => ({ kind: 'take' as const, path: join(source, `${n}`), root: join(root, 'files'), folder: join(root, 'partial'), isSynced: true })))
-    turn(Buffer.alloc(0), ...(taken as Array<SmallWork['take']['done']>).map(({ id, size, temporary }) => ({ kind: 'place' as const, temporary: temporary!, to: path(root, id), size })))
-    turn(bytes[0]!, { kind: 'write', to: join(root, 'partial', `${ids[0]}.whole`), at: 0, length: 3 })
-    return Promise.resolve()
+  const turn = async (bytes: Uint8Array, ...asked: SmallAsked[]): Promise<readonly SmallDone[]> => (await perform({ asked, bytes })).done
+  await atEveryLoss(async root => { await (await FileStore.open(join(root, 'files'))).close() }, async root => {
+    const taken = await turn(Buffer.alloc(0), ...ids.map((_, n) => ({ kind: 'take' as const, path: join(source, `${n}`), root: join(root, 'files'), folder: join(root, 'partial'), isSynced: true })))
+    await turn(Buffer.alloc(0), ...(taken as Array<SmallWork['take']['done']>).map(({ id, size, temporary }) => ({ kind: 'place' as const, temporary: temporary!, to: path(root, id), size })))
+    await turn(bytes[0]!, { kind: 'write', to: join(root, 'partial', `${ids[0]}.whole`), at: 0, length: 3 })
   }, async root => {
     const store = await FileStore.open(join(root, 'files'))
     const left = await store.asides.all()
@@ -240,10 +239,10 @@ await t.test('power loss: the first start leaves an identity, or none and is don
   }, 4)
 })
 
-await t.test('power loss while a large file is lent: it is right, or gone and told to be', async t => {
+for (const [what, size] of [['large', LEAF_BYTES + 5], ['small', 5]] as const) await t.test(`power loss while a ${what} file is lent: it is right, or gone and told to be`, async t => {
   const live = mkdtempSync(join(folder, 'lent-'))
-  const bytes = randomBytes(LEAF_BYTES + 5)
-  const path = join(folder, 'large')
+  const bytes = randomBytes(size)
+  const path = join(folder, what)
   writeFileSync(path, bytes)
   const store = await FileStore.open(join(live, 'files'))
   t.teardown(() => store.close())

@@ -2,6 +2,7 @@ import { mkdir, open, rename } from 'node:fs/promises'
 import { syncFile, syncFolder } from '../core/durable-file.js'
 import { fileError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
+import { eachWithin } from '../core/within.js'
 import { HASH_BYTES, LEAF_BYTES } from './content-id.js'
 import { unlinkIfThere } from './folders.js'
 import { pathOf, shardOf } from './layout.js'
@@ -13,7 +14,7 @@ import type { Unsettled } from './unsettled.js'
 // and its folder fsynced, then the file is renamed and the folder fsynced again. A file that is in place so
 // always has its list, and after a crash there is a whole file or none.
 //
-// A large file that is only lent is not waited for: a durable note says first that it may not be whole (unsettled.ts), then it
+// A file that is only lent is not waited for: a durable note says first that it may not be whole (unsettled.ts), then it
 // gets its name, and `flush` makes it durable when nobody waits. After a crash it is there or not, whole or not; whoever
 // opens the store reads it again, and drops it where it is not right.
 //
@@ -22,6 +23,8 @@ import type { Unsettled } from './unsettled.js'
 
 /** More than this many files at once gain nothing, and each holds a descriptor. */
 const GROUP = 128
+/** So that others get their turn meanwhile: nobody waits for a flush. */
+const FLUSHED_AT_ONCE = 32
 const COMPLETE_MODE = 0o444
 
 interface Waiting {
@@ -58,8 +61,8 @@ export class Placement {
   }
 
   /** Resolves once the file is in place and durable: true, or false where it was there already. With `isLater` a crash may
-   * lose it as a whole until `settle` resolved, and one of more than a leaf until `flush` did. Takes over `staged`: its handle is closed and its temporary gone in every
-   * case. Throws `disk-full` and the like. */
+   * lose it, or a part of it that is then read and dropped, until `settle` and `flush` resolved. Takes over `staged`: its handle is closed and its
+   * temporary gone in every case. Throws `disk-full` and the like. */
   async place (staged: Staged | StagedSmall, isLater = false): Promise<boolean> {
     return await new Promise((resolve, reject) => {
       this.#waiting.push({ staged, isLater, resolve, reject })
@@ -67,8 +70,8 @@ export class Placement {
     })
   }
 
-  /** Makes durable what was placed for later, or that one file. Of many small files nearly each has a folder of its own: synced with its file, a
-   * folder costs the disk as much as the file; at the end, when the journal has it all, next to nothing. */
+  /** Makes the names durable that were given for later and are not noted, or that one file's. Of many small files nearly each has a folder of its own:
+   * synced with its file, a folder costs the disk as much as the file; at the end, when the journal has it all, next to nothing. */
   async settle (id?: ContentId): Promise<void> {
     const isMeant = (folder: string): boolean => id === undefined || folder === this.#root || folder === shardOf(this.#root, id)
     for (const folder of [...this.#unsynced].filter(isMeant)) this.#syncNow(folder)
@@ -83,7 +86,7 @@ export class Placement {
       await before?.catch(() => undefined)
       if (!this.#unsynced.delete(folder)) return
       try {
-        if (await this.#small.ask('sync', { folder }) === undefined) await syncFolder(folder)
+        await this.#sync(folder)
       } catch (error) {
         this.#unsynced.add(folder)
         throw fileError(error, folder)
@@ -95,22 +98,27 @@ export class Placement {
 
   /** Makes durable what is noted, or that one file. Throws what the disk says; it is then noted still. */
   async flush (id?: ContentId): Promise<void> {
-    const ids = this.#unsettled.ids.filter(noted => id === undefined || noted === id)
-    if (ids.length === 0) return
-    const tokens = new Map(ids.map(noted => [noted, this.#unsettled.token(noted)!]))
-    const shards = new Set<string>()
-    for (const noted of ids) {
-      try {
-        await syncFile(pathOf(this.#root, noted, '.leaves'))
-        await syncFile(pathOf(this.#root, noted))
-        shards.add(shardOf(this.#root, noted))
-      } catch (error) {
-        // It was removed meanwhile.
-        if (systemCode(error) !== 'ENOENT') throw fileError(error, pathOf(this.#root, noted))
-      }
+    const synced = new Map<ContentId, { readonly size: number }>()
+    await eachWithin([...this.#unsettled.noted(id)], FLUSHED_AT_ONCE, () => 1, async ([one, file]) => {
+      // What is not there has its name still to come, and stays noted; or it was removed, and is noted no more.
+      const isThere = (file.size <= LEAF_BYTES || await this.#sync(pathOf(this.#root, one, '.leaves'))) && await this.#sync(pathOf(this.#root, one))
+      if (isThere) synced.set(one, file)
+    })
+    if (synced.size === 0) return
+    await eachWithin([...new Set([...synced.keys()].map(one => shardOf(this.#root, one)))], FLUSHED_AT_ONCE, () => 1, async shard => { await this.#sync(shard) })
+    await this.#unsettled.settled(synced)
+  }
+
+  /** Whether it is there, and then on the disk. */
+  async #sync (path: string): Promise<boolean> {
+    if (await this.#small.ask('sync', { path }) === true) return true
+    try {
+      await syncFile(path)
+      return true
+    } catch (error) {
+      if (systemCode(error) === 'ENOENT') return false
+      throw fileError(error, path)
     }
-    for (const shard of shards) await syncFolder(shard).catch((error: unknown) => { throw fileError(error, shard) })
-    await this.#unsettled.settled(tokens)
   }
 
   async #run (): Promise<void> {
@@ -132,22 +140,38 @@ export class Placement {
   }
 
   async #commit (group: Waiting[]): Promise<void> {
+    for (const waiting of group) {
+      const { staged, isLater } = waiting
+      waiting.isNoted = 'handle' in staged ? isLater && this.#unsettled.hasRoom(staged.size) : !staged.isSynced
+    }
     const large = group.filter(({ staged }) => 'handle' in staged)
     const small = group.filter(({ staged }) => !('handle' in staged))
-    await Promise.all([...large.length > 0 ? [this.#commitEach(large)] : [], ...small.map(waiting => this.#commitSmall(waiting))])
+    const note = this.#note(small)
+    await Promise.all([...large.length > 0 ? [this.#commitEach(large)] : [], ...small.map(waiting => this.#commitSmall(waiting, note))])
   }
 
-  /** A small file is on the disk already, and its name is given by a thread that does so for many. */
-  async #commitSmall (waiting: Waiting): Promise<void> {
-    const { staged: { id, size, temporary }, isLater, resolve, reject } = waiting
+  /** Notes those of them that are to be noted, durably; a failure is for who waits for it. */
+  #note (group: readonly Waiting[]): Promise<void> {
+    const noted = group.filter(({ isNoted }) => isNoted)
+    const note = noted.length === 0 ? Promise.resolve() : this.#unsettled.add(noted.map(({ staged }) => staged))
+    note.catch(() => { /* whoever waits for it is told */ })
+    return note
+  }
+
+  /** A small file is on the disk already or noted, and its name is given by a thread that does so for many. */
+  async #commitSmall (waiting: Waiting, note: Promise<void>): Promise<void> {
+    const { staged: { id, size, temporary }, isLater, isNoted, resolve, reject } = waiting
     try {
+      if (isNoted === true) await note
       const done = await this.#small.ask('place', { temporary, to: pathOf(this.#root, id), size })
       if (done === undefined) return await this.#commitEach([waiting])
       if (done === 'in a new folder') this.#unsynced.add(this.#root)
-      if (done !== 'there') this.#unsynced.add(this.#shard(waiting))
+      if (done !== 'there' && isNoted !== true) this.#unsynced.add(this.#shard(waiting))
       if (!isLater) await this.settle(id)
+      if (!isLater && done === 'there') await this.flush(id)
       resolve(done !== 'there')
     } catch (error) {
+      await this.#discard(waiting).catch(() => { /* the first error is the one to tell */ })
       reject(fileError(error, pathOf(this.#root, id)))
     }
   }
@@ -177,12 +201,10 @@ export class Placement {
     for (const { isLater, staged: { id }, reject } of old) if (!isLater) await this.settle(id).then(() => this.flush(id)).catch(reject)
     for (const { resolve } of old) resolve(false)
     live = live.filter(waiting => !old.has(waiting))
-    for (const waiting of live) waiting.isNoted = waiting.isLater && waiting.staged.size > LEAF_BYTES && this.#unsettled.hasRoom(waiting.staged.size)
     await each(async waiting => { await this.#settle(waiting) })
     const shards = this.#makeShards(live)
     await each(async () => { await shards })
-    const noted = live.filter(({ isNoted }) => isNoted)
-    const note = noted.length === 0 ? undefined : this.#unsettled.add(noted.map(({ staged }) => staged))
+    const note = this.#note(live.filter(({ staged }) => 'handle' in staged))
     await each(async ({ isNoted }) => { if (isNoted === true) await note })
 
     const withList = live.filter(({ list }) => list !== undefined)
@@ -249,9 +271,10 @@ export class Placement {
   async #discard ({ staged, list }: Waiting): Promise<void> {
     if ('handle' in staged) await staged.handle.close()
     await removeTemporary(staged.temporary)
-    if (list === undefined) return
-    await removeTemporary(list)
+    if (list !== undefined) await removeTemporary(list)
+    if (await this.#isThere(staged.id, staged.size)) return
+    this.#unsettled.delete(staged.id)
     // Its list may be in place already; without the file it would say nothing to anybody.
-    if (!await this.#isThere(staged.id, staged.size)) await unlinkIfThere(pathOf(this.#root, staged.id, '.leaves'))
+    if (list !== undefined) await unlinkIfThere(pathOf(this.#root, staged.id, '.leaves'))
   }
 }

@@ -6,6 +6,8 @@ import { Threads } from './threads.js'
 // that one reads while the other waits for the disk.
 
 const THREADS = 2
+/** Turns under way: a thread begins one while another of its waits for the disk. */
+const TURNS = 2 * THREADS
 /** Fewer than so many do not start a thread: that takes as long as they do. */
 const WORTH_STARTING = 8
 /** Files in a turn: at most, and at least unless no more come within a moment (ms). */
@@ -61,8 +63,8 @@ export class SmallFiles {
       for (const { resolve } of this.#waiting.splice(0)) resolve(undefined as never)
       return
     }
-    while (this.#waiting.length > 0 && this.#running < THREADS) {
-      const most = Math.min(MOST, Math.max(LEAST, Math.ceil(this.#waiting.length / (THREADS - this.#running))))
+    while (this.#waiting.length > 0 && this.#running < TURNS) {
+      const most = Math.min(MOST, Math.max(LEAST, Math.ceil(this.#waiting.length / (TURNS - this.#running))))
       let bytes = 0
       let count = 0
       for (; count < most && count < this.#waiting.length; count++) {

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { closeSync, constants, fchmodSync, fstatSync, fsyncSync, linkSync, lstatSync, mkdirSync, openSync, readSync, renameSync, unlinkSync, writeSync } from 'node:fs'
+import { closeSync, constants, fchmodSync, fstatSync, fsync, linkSync, lstatSync, mkdirSync, openSync, readSync, renameSync, unlinkSync, writeSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { systemCode } from '../core/errors.js'
 import { contentIdOf, leafHash } from './content-id.js'
@@ -13,15 +13,19 @@ const COMPLETE_MODE = 0o444
 /** O_NONBLOCK: a FIFO must not make the import wait for a writer. */
 const SOURCE_FLAGS = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
 
-/** Written and open, to be synced when all of this turn are written: the disk then has them all to sort. */
-interface Unsynced { readonly at: number, readonly fd: number, readonly path: string }
+/** Open, to be synced when all of this turn are written: the disk then has them all to sort. `path`: what is removed where that fails. */
+interface Unsynced { readonly at: number, readonly fd: number, readonly path: string | undefined }
+
+/** Syncs at once for one turn, on libuv's pool, which the whole process shares. The file systems join those that come together: 2,000 files of 4 KiB
+ * took 1.3 s one by one, 0.7 by two, 0.45 by four at a time. */
+const SYNCS_AT_ONCE = 3
 
 let own: Buffer | undefined
 const prefix = randomBytes(12).toString('hex')
 let count = 0
 
-/** Does all of it, in order; what is to be synced is synced at the end, together. */
-export function perform ({ asked, bytes }: SmallTask): SmallAnswer {
+/** Does all of it, in order, before it returns; what is to be synced is synced then, together, while the thread may begin another turn. */
+export async function perform ({ asked, bytes }: SmallTask): Promise<SmallAnswer> {
   const unsynced: Unsynced[] = []
   const done: SmallDone[] = asked.map((one, at) => {
     try {
@@ -34,25 +38,32 @@ export function perform ({ asked, bytes }: SmallTask): SmallAnswer {
         }
         case 'link': return lstatSync(one.from).nlink === 1 ? (linkSync(one.from, one.to), true) : undefined
         case 'remove': return remove(one.path)
-        case 'sync': return sync(one.folder)
+        case 'sync': {
+          unsynced.push({ at, fd: openSync(one.path, constants.O_RDONLY | constants.O_NOFOLLOW), path: undefined })
+          return true
+        }
         case 'has': return has(one.path, one.size)
       }
     } catch {
       return undefined
     }
   })
-  for (const { at, fd, path } of unsynced) {
-    try {
+  const lane = async (): Promise<void> => {
+    for (let one = unsynced.pop(); one !== undefined; one = unsynced.pop()) {
+      const { at, fd, path } = one
       try {
-        fsyncSync(fd)
-      } finally {
-        closeSync(fd)
+        try {
+          await new Promise<void>((resolve, reject) => { fsync(fd, error => { if (error === null) resolve(); else reject(error) }) })
+        } finally {
+          closeSync(fd)
+        }
+      } catch {
+        if (path !== undefined) removeQuietly(path)
+        done[at] = undefined
       }
-    } catch {
-      removeQuietly(path)
-      done[at] = undefined
     }
   }
+  await Promise.all(Array.from({ length: SYNCS_AT_ONCE }, lane))
   return { done }
 }
 
@@ -134,16 +145,6 @@ function removeQuietly (path: string): void {
   } catch {
     // Opening the store removes what is left over.
   }
-}
-
-function sync (folder: string): true {
-  const fd = openSync(folder, constants.O_RDONLY | constants.O_DIRECTORY)
-  try {
-    fsyncSync(fd)
-  } finally {
-    closeSync(fd)
-  }
-  return true
 }
 
 function has (path: string, size: number): boolean {

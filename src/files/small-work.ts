@@ -17,8 +17,8 @@ export interface SmallWork {
   readonly link: { readonly asked: { readonly from: string, readonly to: string }, readonly done: true }
   /** Removes a file; whether there was one. */
   readonly remove: { readonly asked: { readonly path: string }, readonly done: boolean }
-  /** Makes the names in a folder durable. */
-  readonly sync: { readonly asked: { readonly folder: string }, readonly done: true }
+  /** Makes a file, or the names in a folder, durable. */
+  readonly sync: { readonly asked: { readonly path: string }, readonly done: true }
   /** Whether there is a regular file with one name and of that size. */
   readonly has: { readonly asked: { readonly path: string, readonly size: number }, readonly done: boolean }
 }

@@ -5,5 +5,5 @@ import type { SmallTask } from './small-work.js'
 // One thread of `SmallFiles`. Started by small-files.ts alone.
 
 parentPort?.on('message', ({ seq, ...task }: SmallTask & { readonly seq: number }) => {
-  parentPort?.postMessage({ seq, ...perform(task) })
+  void perform(task).then(answer => { parentPort?.postMessage({ seq, ...answer }) })
 })

@@ -20,8 +20,8 @@ export interface Staged {
   readonly handle: FileHandle
 }
 
-/** A small file in `partial/`, whole and hashed, complete and on the disk (small-files.ts). */
-export type StagedSmall = Omit<Staged, 'leaves' | 'handle'>
+/** A small file in `partial/`, whole, hashed and complete (small-files.ts), on the disk where it says so. */
+export type StagedSmall = Omit<Staged, 'leaves' | 'handle'> & { readonly isSynced: boolean }
 
 /** What staging asks of the store, to spare the copy of a file that is there. */
 export interface Known {

@@ -32,7 +32,7 @@ import { rightSize, Unsettled } from './unsettled.js'
  *     partial/                     what is not whole yet, or not known to be, or not for the store (asides.ts): never served
  *
  * Promises: a file under `files/` is whole, hashes to its name, is on the disk, and has its leaf list beside it;
- * after a crash there is such a file or none. Of a larger file that `addAll` took in for later that it is on the disk holds only once
+ * after a crash there is such a file or none. Of a file that `addAll` took in for later that it is on the disk holds only once
  * `flush` resolved; until then `partial/unsettled` names it, and whoever opens the store after a crash reads it and drops it
  * where it is not right, before anything is served. No file is recorded but by `record`: nothing that another
  * device says makes one. A damaged record grants nothing.
@@ -130,8 +130,8 @@ export class FileStore {
 
   /** Takes in many files, `concurrency` at once (64 unless told), and yields what became of each, in order. An
    * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and
-   * starts no more. With `isLater` a crash may lose what was yielded, each file as a whole, until the loop has ended, and those of more than a
-   * leaf until `flush` was called: for who tells nobody before, and can do without them after a crash. */
+   * starts no more. With `isLater` a crash may lose what was yielded until `flush` was called, each file as a whole: for who can do without them
+   * after a crash, and then learns which by `lost`. */
   async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, isLater?: boolean, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
     const { concurrency = 64, isLater = false, signal, onBytes } = options
     const under: Array<Promise<Added>> = []
@@ -172,11 +172,13 @@ export class FileStore {
   /** Takes in a small file together with others. Undefined where it is not small, or did not go: `add` says why. */
   async #addSmall (path: string, isLater: boolean, signal: AbortSignal | undefined): Promise<{ id: ContentId, size: number, isNew: boolean } | undefined> {
     signal?.throwIfAborted()
-    const taken = await this.#small.ask('take', { path, root: this.root, folder: this.#partial, isSynced: true })
+    // What is read before another is counted goes a little over the limit: as much as is under way.
+    const isSynced = !(isLater && this.#unsettled.hasRoom(SMALL_MOST))
+    const taken = await this.#small.ask('take', { path, root: this.root, folder: this.#partial, isSynced })
     if (taken === undefined) return undefined
     const { id, size, temporary } = taken
-    if (temporary !== undefined) return { id, size, isNew: await this.place({ id, size, temporary }, isLater) }
-    if (!isLater) await this.#placement.settle(id)
+    if (temporary !== undefined) return { id, size, isNew: await this.place({ id, size, temporary, isSynced }, isLater) }
+    if (!isLater) await this.#durable(id)
     return { id, size, isNew: false }
   }
 

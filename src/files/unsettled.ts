@@ -17,8 +17,9 @@ import { MOST_LATER_BYTES, writeAt } from './staging.js'
  */
 export class Unsettled {
   readonly #path: string
-  /** A token tells a file that was removed and came back from what it was. */
-  readonly #files = new Map<ContentId, { readonly size: number, readonly token: object }>()
+  /** Each is an object of its own, which tells a file that was removed and came back from what it was. */
+  readonly #files = new Map<ContentId, { readonly size: number }>()
+  /** What reading them all again costs, in bytes. */
   #bytes = 0
   /** Bytes of the note. */
   #end = 0
@@ -30,14 +31,15 @@ export class Unsettled {
     this.#path = path
   }
 
-  get ids (): ContentId[] { return [...this.#files.keys()] }
-
-  has (id: ContentId): boolean { return this.#files.has(id) }
-
-  token (id: ContentId): object | undefined { return this.#files.get(id)?.token }
+  /** What is noted now, all of it or that one file. */
+  noted (id?: ContentId): Noted {
+    if (id === undefined) return new Map(this.#files)
+    const file = this.#files.get(id)
+    return new Map(file === undefined ? [] : [[id, file]])
+  }
 
   /** Whether so many bytes more may be left for later. */
-  hasRoom (size: number): boolean { return this.#bytes + size <= MOST_LATER_BYTES }
+  hasRoom (size: number): boolean { return this.#bytes + costOf(size) <= MOST_LATER_BYTES }
 
   /** What an earlier process left noted, its doubles once. They stay noted. */
   async left (): Promise<ContentId[]> {
@@ -54,8 +56,8 @@ export class Unsettled {
   /** Counts a file whose line is in the note already. */
   adopt (id: ContentId, size: number): void {
     this.delete(id)
-    this.#files.set(id, { size, token: {} })
-    this.#bytes += size
+    this.#files.set(id, { size })
+    this.#bytes += costOf(size)
   }
 
   /** Notes files durably: they may have their names once this resolves. Throws `disk-full` and the like. */
@@ -71,13 +73,14 @@ export class Unsettled {
 
   /** The file is not of interest any more: it was removed. */
   delete (id: ContentId): void {
-    this.#bytes -= this.#files.get(id)?.size ?? 0
+    const file = this.#files.get(id)
+    if (file !== undefined) this.#bytes -= costOf(file.size)
     this.#files.delete(id)
   }
 
-  /** These are on the disk, as they were when their tokens were asked for. The note ends with the last of all. */
-  async settled (tokens: ReadonlyMap<ContentId, object>): Promise<void> {
-    for (const [id, token] of tokens) if (this.token(id) === token) this.delete(id)
+  /** These are on the disk, as they were when they were asked for. The note ends with the last of all. */
+  async settled (files: Noted): Promise<void> {
+    for (const [id, file] of files) if (this.#files.get(id) === file) this.delete(id)
     await this.#inTurn(async () => {
       if (this.#files.size > 0 || this.#end === 0) return
       // That it is empty need not be durable.
@@ -105,6 +108,16 @@ export class Unsettled {
     this.#turn = done.catch(() => undefined)
     return done
   }
+}
+
+/** Files that were noted, by their IDs. */
+export type Noted = ReadonlyMap<ContentId, { readonly size: number }>
+
+/** Opening a file costs as much as reading so many bytes of it. */
+const LEAST_COST = 65_536
+
+function costOf (size: number): number {
+  return Math.max(size, LEAST_COST)
 }
 
 /** The size of a file whose every leaf is what its ID says; undefined where it is not there, or not so. */
