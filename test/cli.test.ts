@@ -1,12 +1,14 @@
 import { execFile } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
 import { createServer } from 'node:http'
-import { createServer as createTcpServer, type AddressInfo } from 'node:net'
+import { createServer as createTcpServer, type AddressInfo, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
 import { takeLock } from '../src/agent/lock.js'
+import { ControlClient } from '../src/control/client.js'
 import { answer, isAlive, patchcord, up, until, type Run, type Service } from './fixtures/processes.js'
 
 const home = t.testdir({})
@@ -233,6 +235,24 @@ await t.test('after kill -9 of the agent the next up starts with the same identi
   t.equal((await patchcord(['db', 'ls', '--home', dir])).stdout, 'kept\n')
   second.child.kill('SIGTERM')
   t.equal(await second.ended, 0)
+})
+
+await t.test('each operation has a connection of its own, so that none meets one that is just being closed', async t => {
+  const used = new WeakSet<Socket>()
+  const service = createServer((request, response) => {
+    if (used.has(request.socket)) {
+      request.socket.destroy()
+      return
+    }
+    used.add(request.socket)
+    request.resume()
+    response.end('{"result":{"answered":true}}\n')
+  })
+  service.listen(at('own.sock'))
+  await once(service, 'listening')
+  t.teardown(() => { service.close() })
+  const client = new ControlClient(at('own.sock'))
+  for (let n = 0; n < 3; n++) t.match(await client.call('status', {}), { answered: true })
 })
 
 await t.test('the lock: one holder, given back, and taken over from the dead once', async t => {

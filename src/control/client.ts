@@ -25,7 +25,8 @@ export class ControlClient {
     // No service can be there; `up` says why.
     if (!isSocketPath(this.#path)) throw new PatchcordError('not-running', 'the service is not running')
     const body = JSON.stringify(args)
-    const sent = request({ socketPath: this.#path, method: 'POST', path: `/v1/${name}`, headers: { Host: 'localhost', 'Content-Length': Buffer.byteLength(body) }, ...signal === undefined ? {} : { signal } })
+    // A connection of its own: a kept one may be closed by the service at the moment when it is used again.
+    const sent = request({ agent: false, socketPath: this.#path, method: 'POST', path: `/v1/${name}`, headers: { Host: 'localhost', 'Content-Length': Buffer.byteLength(body) }, ...signal === undefined ? {} : { signal } })
     sent.end(body)
     let response: IncomingMessage
     try {
@@ -46,7 +47,7 @@ export class ControlClient {
     const code = systemCode(error)
     if (code === 'ENOENT' || code === 'ECONNREFUSED') return new PatchcordError('not-running', 'the service is not running', { cause: error })
     if (code === 'EACCES') return new PatchcordError('unreadable', `the control socket ${this.#path} belongs to another user`, { cause: error })
-    if (code === 'ECONNRESET') return new PatchcordError('stopped', 'the service stopped before it answered', { cause: error })
+    if (code === 'ECONNRESET' || code === 'EPIPE') return new PatchcordError('stopped', 'the service stopped before it answered', { cause: error })
     return error
   }
 }
