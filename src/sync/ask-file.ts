@@ -5,7 +5,8 @@ import { databaseName, parseJson } from '../core/shape.js'
 import { giverOf, type Giver } from '../files/giver.js'
 import { checkLeaves, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
 import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
-import type { AnswerHead, ByteConnection, BytePool, Exchange } from './byte-connection.js'
+import type { AnswerHead, ByteConnection, Exchange } from './byte-connection.js'
+import type { BytePool } from './byte-pool.js'
 
 // The questions about a file that one device asks another. Nothing that comes back is believed here but
 // where it says so.
