@@ -4,6 +4,7 @@ import { Readable } from 'node:stream'
 import { syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError } from '../core/errors.js'
 import { isContentId, type ContentId, type DatabaseName } from '../core/ids.js'
+import { Turns } from '../core/turns.js'
 import { addAll, type AddAllOptions, type Added, type AddOptions } from './add-all.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
 import { filesIn, namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
@@ -64,8 +65,7 @@ export class FileStore {
   readonly #placement: Placement
   readonly #perFile = new PerKey<ContentId>()
   readonly #known: Known
-  readonly #importing = new PerKey<number>()
-  #importTurn = 0
+  readonly #importing = new Turns(LARGE_AT_ONCE)
   readonly #fetching = new Set<ContentId>()
 
   private constructor (root: string, options: FileReaderOptions) {
@@ -82,7 +82,7 @@ export class FileStore {
       isThere,
       mayHave: (size, first) => this.#large.mayHave(size, first),
       hashes: this.hashes,
-      inTurn: task => this.#importing.run(this.#importTurn++ % LARGE_AT_ONCE, task),
+      inTurn: task => this.#importing.run(task),
     }
   }
 

@@ -1,5 +1,6 @@
 import type { Socket } from 'node:net'
 import { PatchcordError } from '../core/errors.js'
+import { Turns } from '../core/turns.js'
 import { ByteConnection, type Exchange, type OnRead } from './byte-connection.js'
 
 /** How long a connection is kept without a request (ms): less than what the server keeps it (`idleMs`). */
@@ -11,11 +12,9 @@ export class BytePool {
   readonly #dial: (onread: OnRead, signal: AbortSignal) => Promise<Socket>
   readonly #host: string
   readonly #who: string
-  readonly #most: number
+  readonly #turns: Turns
   readonly #idle: ByteConnection[] = []
-  readonly #waiting: Array<() => void> = []
   #busy = new Set<ByteConnection>()
-  #count = 0
   #cut = new AbortController()
 
   /** `dial` makes a connection that proved to be the peer's, and gives up when its signal aborts. */
@@ -23,39 +22,35 @@ export class BytePool {
     this.#dial = dial
     this.#host = host
     this.#who = who
-    this.#most = most
+    this.#turns = new Turns(most)
   }
 
   /** Sends one request, when there is a connection for it. `start` is told of the connection before. Throws as `ByteConnection.get` does, and what
    * the dialling says. */
   async get (exchange: Exchange, start: (connection: ByteConnection) => void = () => undefined): Promise<void> {
+    await this.#turns.run(() => this.#send(exchange, start), exchange.signal)
+  }
+
+  async #send (exchange: Exchange, start: (connection: ByteConnection) => void): Promise<void> {
     const { signal } = exchange
-    if (this.#count >= this.#most) await this.#turn(signal)
-    else this.#count += 1
-    try {
-      for (;;) {
-        signal.throwIfAborted()
-        const connection = this.#rested() ?? await this.#open(signal)
-        this.#busy.add(connection)
-        start(connection)
-        try {
-          return await connection.get(exchange, SILENT_MS)
-        } catch (error) {
-          if (!connection.wasStale || signal.aborted || this.#cut.signal.aborted) throw error
-        } finally {
-          this.#busy.delete(connection)
-          if (connection.isUsable) {
-            connection.rest(REST_MS)
-            this.#idle.push(connection)
-          } else {
-            connection.destroy()
-          }
+    for (;;) {
+      signal.throwIfAborted()
+      const connection = this.#rested() ?? await this.#open(signal)
+      this.#busy.add(connection)
+      start(connection)
+      try {
+        return await connection.get(exchange, SILENT_MS)
+      } catch (error) {
+        if (!connection.wasStale || signal.aborted || this.#cut.signal.aborted) throw error
+      } finally {
+        this.#busy.delete(connection)
+        if (connection.isUsable) {
+          connection.rest(REST_MS)
+          this.#idle.push(connection)
+        } else {
+          connection.destroy()
         }
       }
-    } finally {
-      const next = this.#waiting.shift()
-      if (next === undefined) this.#count -= 1
-      else next()
     }
   }
 
@@ -89,23 +84,6 @@ export class BytePool {
         if (over.signal.aborted) connection.destroy()
         resolve(connection)
       }, reject).finally(() => { for (const one of [signal, cuts]) one.removeEventListener('abort', end) })
-    })
-  }
-
-  async #turn (signal: AbortSignal): Promise<void> {
-    // A signal says so once.
-    signal.throwIfAborted()
-    await new Promise<void>((resolve, reject) => {
-      const aborted = (): void => {
-        this.#waiting.splice(this.#waiting.indexOf(go), 1)
-        reject(signal.reason as Error)
-      }
-      const go = (): void => {
-        signal.removeEventListener('abort', aborted)
-        resolve()
-      }
-      signal.addEventListener('abort', aborted, { once: true })
-      this.#waiting.push(go)
     })
   }
 }
