@@ -279,6 +279,17 @@ void t.test('answers come back by allow-list', async t => {
   t.equal((await ask(gate, { path: '/couch/db/_design/d/page.html' })).headers['content-security-policy'], 'sandbox')
 })
 
+void t.test('an answer that has no body needs no length: what is unchanged is 304, with no Content-Length as Node sends it', async t => {
+  for (const status of ['204 No Content', '304 Not Modified']) {
+    const { gate } = await stand(t, `HTTP/1.1 ${status}\r\nETag: "1-a"\r\n\r\n`)
+    for (const request of [{ path: '/couch/db/doc' }, { method: 'PUT', path: '/couch/db/doc', body: '{}' }]) {
+      const answer = await ask(gate, request)
+      t.match(answer, { status: Number(status.slice(0, 3)), complete: true, headers: { etag: '"1-a"' } }, `${status}, for ${request.method ?? 'GET'}`)
+      t.equal(answer.body.length, 0)
+    }
+  }
+})
+
 void t.test('a header value that no header may have is dropped', async t => {
   t.strictSame(responseHeaders({ 'content-type': 'text/plain\r\nx: y', 'etag': 'a\u0000', 'content-length': '1, 2', 'content-range': '\u{1f600}' }, 'document'), { 'x-content-type-options': 'nosniff' })
 })

@@ -13,7 +13,7 @@ import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
 import { PartialFile } from '../src/files/partial.js'
 import { FileStore } from '../src/files/store.js'
 import type { Source } from '../src/sync/ask-file.js'
-import { BytePool } from '../src/sync/byte-connection.js'
+import { BytePool } from '../src/sync/byte-pool.js'
 import { Distrust } from '../src/sync/distrust.js'
 import { Downloads } from '../src/sync/downloads.js'
 import { download, type DownloadEvent, type DownloadOptions, type Downloaded } from '../src/sync/download.js'
@@ -190,6 +190,10 @@ await t.test('the connection for bytes: what is no plain answer is refused, and 
     ['no length', 'HTTP/1.1 200 OK\r\n\r\na', /form that is not taken/],
     ['chunks', 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n1\r\na\r\n', /form that is not taken/],
     ['a length that is no number', 'HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n', /form that is not taken/],
+    ['two lengths', 'HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab', /form that is not taken/],
+    ['a length behind a bare line end', 'HTTP/1.1 200 OK\r\nX: y\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab', /form that is not taken/],
+    ['a folded line', 'HTTP/1.1 200 OK\r\nX: y\r\n Content-Length: 1\r\nContent-Length: 2\r\n\r\nab', /form that is not taken/],
+    ['a space behind a name', 'HTTP/1.1 200 OK\r\nContent-Length : 1\r\nContent-Length: 2\r\n\r\nab', /form that is not taken/],
     ['more than it said', 'HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nab', /more than it said/],
     ['a head without an end', `HTTP/1.1 200 OK\r\n${'X: y\r\n'.repeat(4_000)}`, /too long/],
     ['a refusal without a length', 'HTTP/1.1 404 Not Found\r\n\r\nno', /refused with 404/],

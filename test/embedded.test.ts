@@ -603,6 +603,13 @@ void t.test('limits of bodies', async t => {
   t.equal((await ask(url, 'PUT', '/notes/large', { body: { x: 'x'.repeat(5000) } })).status, 201)
   t.equal((await ask(url, 'PUT', '/notes/large2', { as: 'writer', body: { x: 'x'.repeat(5000) } })).status, 201, 'its own next one waits for its end')
   t.match(await said, /^HTTP\/1\.1 408 /)
+  // Of more headers than are read nobody knows what they say.
+  for (const [what, lines] of [['Host', ''], ['host', 'Host: [::1]\r\nHost: [::1]\r\n'], ['too many headers', `Host: [::1]\r\n${Array.from({ length: EMBEDDED_LIMITS.headers }, (_, n) => `X-${n}: y\r\n`).join('')}`]] as const) {
+    const refused = connect({ host: '::1', port: Number(new URL(url).port) })
+    t.teardown(() => { refused.destroy() })
+    refused.write(`GET /notes HTTP/1.1\r\n${lines}Authorization: ${authorization('reader')}\r\n\r\n`)
+    t.match(await new Promise<string>(resolve => { refused.once('data', data => { resolve(data.toString()) }) }), new RegExp(`^HTTP/1\\.1 400 [^]*bad_request[^]*${what}`), what)
+  }
   // Nothing is sent for a request that is refused by its head.
   const early = connect({ host: '::1', port: Number(new URL(url).port) })
   t.teardown(() => { early.destroy() })

@@ -15,22 +15,22 @@ import { FileStore } from '../files/store.js'
 import { confinementOf } from '../machine/confinement.js'
 import { Keystore } from '../identity/keystore.js'
 import { Revocations } from '../identity/revocations.js'
-import { startDiscovery, type Discovery, type LinkState } from '../discovery/discovery.js'
 import type { ServerCounts } from '../server/counts.js'
 import { Downloads } from '../sync/downloads.js'
 import { AccountBook } from './accounts.js'
 import { CaBook } from './ca-book.js'
 import { Conflicts } from './conflicts.js'
-import { CouchClient, readLogin, type CouchLogin } from './couch-client.js'
-import { hostEmbedded, type CouchHost } from './couch-host.js'
-import { useCouch } from './couch-own.js'
+import { chooseCouch, type NamedCouch } from './couch-choice.js'
+import { CouchClient, type CouchLogin } from './couch-client.js'
+import type { CouchHost } from './couch-host.js'
 import { CouchReplicator } from './couch-replication.js'
-import { readAdministrator } from './couch-setup.js'
 import { BRIDGE_USER } from '../sync/bridge-tokens.js'
 import { startBridge, type Bridge, type BridgeToken } from '../sync/bridge.js'
 import { takeLock } from './lock.js'
+import { Looking } from './looking.js'
 import { renderMetrics } from './metrics.js'
 import { Offers } from './offers.js'
+import { openPort } from './open-port.js'
 import { operationsOf } from './operations.js'
 import { Pairing } from './pairing.js'
 import { FileSources } from './file-sources.js'
@@ -38,8 +38,8 @@ import { FollowPolicies } from './follow-policies.js'
 import { Following } from './following.js'
 import { watchForGaps } from './gap-watch.js'
 import { Peers } from './peers.js'
-import { isFree, isPortInUse, PATIENCE_MS, patiently } from './ports.js'
-import { haltedHost, hostChild, hostInProcess, type ServerHost } from './server-host.js'
+import { PATIENCE_MS, patiently } from './ports.js'
+import { haltedHost, type ServerHost } from './server-host.js'
 import { Room } from './room.js'
 import { migrate } from './state-version.js'
 import { ServerEnv } from './server-env.js'
@@ -52,7 +52,7 @@ export interface AgentOptions {
   /** Where the open port listens; by default `[::]` at 4984, or at a free port that is then kept. */
   readonly listen?: Address
   /** A CouchDB to use instead of the embedded one, and the file with its login. */
-  readonly couch?: { readonly url: string, readonly credentialsFile: string }
+  readonly couch?: NamedCouch
   /** Who pulls: this process, or the CouchDB named by `couch`. */
   readonly replication?: 'agent' | 'couchdb'
   readonly name?: string
@@ -71,8 +71,6 @@ export interface AgentCollaborators {
   readonly log?: LogTail
   readonly clock?: Clock
 }
-
-const DEFAULT_PORT = 4984
 
 /** What `taking` names: trust that is taken away reaches the server before anything else. */
 type Change = 'giving' | 'taking'
@@ -98,6 +96,7 @@ export class Agent {
   readonly room: Room
   readonly sources: FileSources
   readonly downloads: Downloads
+  readonly looking: Looking
   readonly conflicts = new Conflicts((database, conflicts) => { this.emit({ event: 'conflicts', database, conflicts }) })
   /** Imports under way: what they added may not be recorded yet. */
   importing = 0
@@ -111,7 +110,6 @@ export class Agent {
   #server!: ServerHost
   #pairing!: Pairing
   #bridge!: Bridge
-  #discovery: Discovery | undefined
   #following!: Following
   #offers!: Offers
   #databases: DatabaseName[] = []
@@ -166,6 +164,7 @@ export class Agent {
       },
       onTrustMail: (device, mail, origin, user) => { this.life.received(device, mail, origin, user) },
     })
+    this.looking = new Looking({ peers: this.peers, mending: () => this.#pairing?.mending, emit: event => { this.emit(event) } })
     this.room = new Room({
       folder: this.home.root,
       couch: () => this.#couch.client,
@@ -243,9 +242,6 @@ export class Agent {
     return { username, password }
   }
 
-  /** The interfaces on which devices are looked for; empty where none are. */
-  get links (): readonly LinkState[] { return this.#discovery?.interfaces() ?? [] }
-
   get listen (): ListenInfo[] {
     return this.#server.addresses.map(address => ({ host: hostOf(address), port: address.port }))
   }
@@ -304,7 +300,7 @@ export class Agent {
       cut = await toServer()
     }
     await this.peers.reconcile()
-    this.lookForKnown()
+    this.looking.lookForKnown()
     this.#following.retry()
     return cut
   }
@@ -328,24 +324,6 @@ export class Agent {
     await this.#databasesAre(await this.#couch.databases())
   }
 
-  /** Where a pairing window is announced on the network. Throws `usage` where there are several: a code is
-   * not to be shown to all of them. */
-  async findWindows (): Promise<Address[]> {
-    const windows = await this.#discovery?.browsePairing() ?? []
-    if (new Set(windows.map(({ name }) => name)).size > 1) throw new PatchcordError('usage', 'several devices are open for pairing just now', { hint: 'use the link that yours shows, or say where it is with --at' })
-    return windows.map(({ address }) => address)
-  }
-
-  /** Tells discovery whom to look for: who is known, and who may be. */
-  lookForKnown (): void {
-    this.#discovery?.setKnown([...new Set([...this.peers.devices, ...this.#pairing?.mending.wanted ?? []])])
-  }
-
-  /** Announces a pairing window under a random name until the returned function is called. */
-  announceWindow (port: number): () => void {
-    return this.#discovery?.announcePairing({ port }) ?? (() => undefined)
-  }
-
   /** Tells the server what others are offered and lent now. */
   async mailChanged (): Promise<void> {
     await this.#server.update({ mail: this.#env.mail(), lent: this.#env.lent() })
@@ -365,42 +343,36 @@ export class Agent {
 
   async #start (patience: number): Promise<void> {
     const { clock, logger } = this
-    const { inProcess = false, home } = this.#options
+    const { inProcess = false, home, listen } = this.#options
     await this.life.start()
     this.#resources.add(() => { this.life.stop() })
     this.#revoked = new Set(this.book.revoked(this.keystore.identity.userCa))
     const onDatabases = (names: DatabaseName[]): void => {
       this.#databasesAre(names).catch((error: unknown) => { logger.error({ reason: messageOf(error) }, 'the server was not told of a database') })
     }
-    const own = await this.#ownCouch()
-    const accounts = this.#accounts.all(this.book, this.#revoked)
-    const { owner } = this.#accounts
-    if (own === undefined) {
-      const port = this.#settings.now.couchPort ?? 0
-      this.#couch = await patiently(patience, () => hostEmbedded({ dir: home.couch, port, accounts, owner, inProcess, logger, onDatabases }))
-      // Checkpoints of the person's own programs depend on the URL.
-      await this.#settings.keep({ couchPort: Number(new URL(this.#couch.url).port) })
-    } else {
-      this.#couch = await useCouch({ ...own, device: this.keystore.identity.device, accounts, owner, clock, logger, onDatabases })
-    }
+    this.#couch = await chooseCouch({
+      home, patience, inProcess, clock, logger, onDatabases,
+      named: this.#options.couch,
+      device: this.keystore.identity.device,
+      accounts: this.#accounts.all(this.book, this.#revoked),
+      owner: this.#accounts.owner,
+    }, this.#settings)
     this.#resources.add(() => this.#couch.stop())
     this.#databases = await this.#couch.databases()
 
     this.#offers = await Offers.open(this)
-    let port = await this.#choosePort()
-    const options = { folders: { data: home.files, folder: home.root }, env: () => this.#env.whole(this.#server?.addresses[0]?.port ?? port), logger, clock, onLogLine: (line: string) => { this.#serverSaid(line) }, onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) } }
     const isHalted = await this.life.haltIfRevoked()
-    const host = (): Promise<ServerHost> => inProcess ? hostInProcess(options) : hostChild(options)
     if (!isHalted) {
-      this.#server = await patiently(patience, host).catch(async (error: unknown) => {
-        // Another device of this machine, started at the same time, may have been quicker.
-        if (!isPortInUse(error) || this.#options.listen !== undefined || this.#settings.now.port !== undefined) throw error
-        port = 0
-        return await host()
-      })
+      this.#server = await openPort({
+        listen, patience, inProcess, clock, logger,
+        folders: { data: home.files, folder: home.root },
+        env: port => this.#env.whole(port),
+        onLogLine: line => { this.#serverSaid(line) },
+        onRestart: () => { this.emit({ event: 'server-restarted', pid: this.#server.pid ?? null }) },
+      }, this.#settings)
     }
     this.#resources.add(() => this.#server.stop())
-    if (!isHalted && this.#options.listen === undefined) await this.#settings.keep({ port: this.#server.addresses[0]!.port })
+    if (!isHalted && listen === undefined) await this.#settings.keep({ port: this.#server.addresses[0]!.port })
 
     if (this.#replicator !== undefined && this.#couch.kind === 'embedded') throw new PatchcordError('usage', 'the embedded database has no scheduler of its own', { hint: 'name a CouchDB with --couch, or leave --replication out' })
     await this.#replicator?.clear()
@@ -416,11 +388,14 @@ export class Agent {
     const gaps = watchForGaps(clock, () => { this.peers.woke() })
     this.#resources.add(() => { gaps.cancel() })
     await this.peers.reconcile()
-    if (this.#options.discovery !== false) await this.#discover()
+    if (this.#options.discovery !== false) {
+      await this.looking.start({ device: this.keystore.identity.device, port: this.#server.addresses[0]?.port ?? 0, clock, logger })
+      this.#resources.add(() => this.looking.stop())
+    }
     this.#pairing = await Pairing.open(this)
     this.#resources.add(() => this.#pairing.stop())
     await this.#pairing.mending.start()
-    this.lookForKnown()
+    this.looking.lookForKnown()
     this.downloads.goOn(id => this.sources.later(id), (id, { givers }) => this.#following.fetched(id, givers))
     const control = new ControlServer(home.socket, operationsOf(this), logger, { metrics: () => renderMetrics(this) })
     await control.listen()
@@ -428,34 +403,6 @@ export class Agent {
     this.life.wake()
     // Before the control socket: a `get` that ends because the service does stays on the list of downloads.
     this.#resources.add(() => this.downloads.stop())
-  }
-
-  /** The CouchDB to use in place of the embedded one: the one that was named, or the one that was set up, whose
-   * administrator goes before the login that was named with it. */
-  async #ownCouch (): Promise<{ url: string, login: CouchLogin } | undefined> {
-    const { couch } = this.#options
-    const setUp = await readAdministrator(this.home.root)
-    if (couch === undefined) return setUp === undefined ? undefined : { url: setUp.url, login: setUp }
-    const url = couch.url.replace(/\/$/, '')
-    return { url, login: setUp?.url === url ? setUp : await readLogin(couch.credentialsFile) }
-  }
-
-  async #discover (): Promise<void> {
-    const { clock, logger } = this
-    this.#discovery = await startDiscovery({
-      device: this.keystore.identity.device, port: this.#server.addresses[0]?.port ?? 0, clock, logger,
-      onCandidates: (device, addresses) => {
-        this.peers.found(device, addresses)
-        this.#pairing?.mending.found(device, addresses)
-      },
-      onInterfaces: links => {
-        // A peer may have been heard while nothing could be sent to it yet.
-        this.peers.linksAre(new Map(links.filter(({ state, addresses }) => state === 'ready' || addresses.length > 0).map(({ name, addresses }) => [name, addresses])))
-        this.emit({ event: 'links', links })
-      },
-    })
-    this.#resources.add(() => this.#discovery?.stop())
-    this.lookForKnown()
   }
 
   async #startFollowing (): Promise<void> {
@@ -479,13 +426,6 @@ export class Agent {
     // Before the server runs there is nobody to tell: its env will have them.
     if (this.#server !== undefined) await this.#server.update({ couch: this.#env.couch(), mail: this.#env.mail() })
     await this.#following?.reconcile(this.#databases)
-  }
-
-  async #choosePort (): Promise<number> {
-    const { listen } = this.#options
-    if (listen !== undefined) return listen.port
-    if (this.#settings.now.port !== undefined) return this.#settings.now.port
-    return await isFree(DEFAULT_PORT) ? DEFAULT_PORT : 0
   }
 
   async #tellMail (): Promise<void> {

@@ -73,7 +73,7 @@ export class Pairing {
     this.#window = window
     const close = (): void => { void window.close() }
     signal.addEventListener('abort', close)
-    const silence = agent.announceWindow(window.invitation.port)
+    const silence = agent.looking.announceWindow(window.invitation.port)
     try {
       const { code, link, expiresAt, addresses } = window.invitation
       emit({ event: 'window', code: code ?? null, link, expiresAt: new Date(expiresAt).toISOString(), addresses: addresses.map(({ host, zone, port }) => ({ host: zone === undefined ? host : `${host}%${zone}`, port })) })
@@ -92,7 +92,7 @@ export class Pairing {
   async join ({ invitation: text, as, yes = false, share = [], at = [], replaceUser = false }: PairJoinArgs, emit: Emit, signal: AbortSignal): Promise<Paired> {
     const invitation = parseInvitation(text)
     const given = at.map(parseAddress)
-    const addresses = given.length > 0 ? given : invitation.kind === 'link' ? dialable(invitation.link.addresses) : await this.#agent.findWindows()
+    const addresses = given.length > 0 ? given : invitation.kind === 'link' ? dialable(invitation.link.addresses) : await this.#agent.looking.findWindows()
     if (addresses.length === 0) throw new PatchcordError('unreachable', 'no pairing window was found', { hint: 'give its address with --at, or use the link that the other device shows' })
     const host: InitiatorHost = {
       ...await this.#host(this.#offered(share), replaceUser, (other, question) => this.#ask(other, question, emit, yes ? other.relation : undefined)),
@@ -103,7 +103,7 @@ export class Pairing {
     const outcome = await join(host, { invitation, addresses, relation: as, signal })
     if (outcome.result === 'paired') return this.#paired(outcome.pair)
     if (outcome.result === 'failed') throw outcome.error
-    this.#agent.lookForKnown()
+    this.#agent.looking.lookForKnown()
     this.mending.wake()
     throw new PatchcordError(outcome.error.code, `${outcome.error.message}; whether the other device has the pair is not known yet`, { hint: 'it is asked for ten minutes; `patchcord devices` shows the pair once it is one. Pairing again mends it, too', cause: outcome.error })
   }

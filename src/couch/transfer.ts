@@ -10,7 +10,7 @@ import type { Pools } from './agents.js'
 import type { BodyCheck } from './body-check.js'
 import { checkedBody } from './checked-body.js'
 import { MISSING, sendCouchError } from '../core/couch-answers.js'
-import { isDelimited, responseHeaders } from '../policy/couch-headers.js'
+import { answerFault, responseHeaders } from '../policy/couch-headers.js'
 import { sendUpstream } from './quiet-http-proxy.js'
 import type { UpstreamAnswer, UpstreamCall, UpstreamHead, UpstreamListener, UpstreamTarget } from './upstream.js'
 
@@ -173,9 +173,8 @@ export class Transfer implements UpstreamListener, Watched {
       case 404:
         return this.#notFound()
     }
-    // 407 speaks of a proxy's credentials; browsers would ask the person for them.
-    if (status < 200 || status > 599 || status === 407) return this.#broken(`status ${status}`)
-    if (!isDelimited(answer, this.#plan.method)) return this.#broken('an answer without a length')
+    const fault = answerFault(answer, this.#plan.method)
+    if (fault !== undefined) return this.#fail(new PatchcordError('upstream-down', `CouchDB sent ${fault}`))
     const { stallMs, heartbeatMs } = this.#context.limits
     // A feed rests between its heartbeats; the stall begins where one stays away.
     this.#mayRest = this.#plan.isFeed ? heartbeatMs + stallMs : stallMs
@@ -240,10 +239,6 @@ export class Transfer implements UpstreamListener, Watched {
     if (!this.#settle()) return
     this.#closeAfterUnreadBody()
     this.#end({ status: 404, bytes: sendCouchError(this.#response, 404, 'not_found', MISSING) })
-  }
-
-  #broken (what: string): void {
-    this.#fail(new PatchcordError('upstream-down', `CouchDB sent ${what}`))
   }
 
   // ---- time

@@ -4,6 +4,7 @@ import { formatAddress, type Address } from '../core/address.js'
 import { PatchcordError, systemCode } from '../core/errors.js'
 import { parseDatabaseName, type DatabaseName } from '../core/ids.js'
 import { silentLogger, type Logger } from '../core/log.js'
+import { localServer } from '../core/strict-server.js'
 import { canonicaliseLoopback, type CanonicalRequest } from '../policy/canonical.js'
 import { decide, type Decision } from '../policy/decide.js'
 import { databaseAccess } from '../policy/principal.js'
@@ -16,7 +17,6 @@ import { EMBEDDED_LIMITS, type EmbeddedLimits } from './limits.js'
 import { badRequest, missing, noDatabase, Problem, problemOf } from './problem.js'
 import { HANDLERS } from './rows.js'
 import type { Store } from './store.js'
-import { strictServer } from './strict-server.js'
 
 /*
  * The embedded database: a CouchDB-compatible front of our own over PouchDB and LevelDB, on loopback.
@@ -86,6 +86,9 @@ export async function startEmbedded (options: EmbeddedOptions): Promise<Embedded
   }
 }
 
+/** How often connections are looked for that do not end their head. */
+const HEAD_CHECK_MS = 5_000
+
 interface Running {
   readonly credential: Uint8Array
   readonly exchange: Exchange
@@ -109,12 +112,12 @@ class Front {
     this.#limits = Object.freeze({ ...EMBEDDED_LIMITS, ...limits })
     this.#logger = logger ?? silentLogger()
     this.#bodies = new Bodies(this.#limits)
-    this.#http = strictServer(this.#limits, (incoming, response) => {
+    this.#http = localServer(this.#limits, (incoming, response) => {
       this.#take(incoming, response).catch((error: unknown) => {
         this.#logger.error({ err: error }, 'a request could not even be refused')
         response.destroy()
       })
-    })
+    }, HEAD_CHECK_MS)
   }
 
   async listen (listen: EmbeddedOptions['listen']): Promise<{ host: string, port: number }> {
@@ -183,6 +186,7 @@ class Front {
   }
 
   #admit (incoming: IncomingMessage): { request: CanonicalRequest, caller: Caller, credential: Uint8Array } {
+    if (incoming.rawHeaders.length > 2 * this.#limits.headers) throw badRequest('the request has too many headers')
     const canonical = canonicaliseLoopback({
       method: incoming.method ?? '', target: incoming.url ?? '', httpVersion: incoming.httpVersion, rawHeaders: incoming.rawHeaders,
     })

@@ -1,6 +1,8 @@
 import { lstat, readdir, unlink } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { fileError, systemCode } from '../core/errors.js'
+import type { ContentId } from '../core/ids.js'
+import { idOf, type Beside } from './layout.js'
 
 // What the store asks of its folders. Absent is an answer here, not an error.
 
@@ -23,6 +25,16 @@ export async function namesIn (folder: string): Promise<string[]> {
 /** The names of the folders that files lie in. */
 export async function shardsIn (root: string): Promise<string[]> {
   return (await namesIn(root)).filter(name => /^[a-z2-7]{2}$/.test(name)).sort()
+}
+
+/** The IDs of the files under `root`, or of those that have the one thing beside them, in no particular order. */
+export async function * filesIn (root: string, beside: Beside | '' = ''): AsyncIterable<ContentId> {
+  for (const shard of await shardsIn(root)) {
+    for (const name of await namesIn(join(root, shard))) {
+      const id = idOf(shard, name, beside)
+      if (id !== undefined) yield id
+    }
+  }
 }
 
 /** The size of a regular file with one link; undefined for everything else, as `FileReader.open` has it. */

@@ -1,22 +1,26 @@
 import { mkdir, open, rename } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
-import { syncFolder, writeDurably } from '../core/durable-file.js'
+import { syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError } from '../core/errors.js'
 import { isContentId, type ContentId, type DatabaseName } from '../core/ids.js'
-import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash, leafLength } from './content-id.js'
-import { namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
+import { Turns } from '../core/turns.js'
+import { addAll, type AddAllOptions, type Added, type AddOptions } from './add-all.js'
+import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
+import { filesIn, namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
 import { Asides } from './asides.js'
-import { checkRoot, idOf, pathOf, shardOf } from './layout.js'
+import { LargeFiles } from './large-files.js'
+import { checkRoot, pathOf, shardOf } from './layout.js'
 import { PerKey } from './per-key.js'
 import { Placement } from './placement.js'
 import { LeafHashes } from './leaf-hashes.js'
 import { FileReader, type FileReaderOptions } from './reader.js'
-import { formatRecords } from './records.js'
+import { RECORDS_AT_ONCE, RecordBook } from './record-book.js'
 import { SmallFiles } from './small-files.js'
 import { SMALL_MOST } from './small-work.js'
-import { removeTemporary, stage, temporaryIn, writeAt, type ImportOptions, type Known, type Staged, type StagedSmall } from './staging.js'
+import { removeTemporary, stage, temporaryIn, writeAt, type Known, type Staged, type StagedSmall } from './staging.js'
 import { rightSize, Unsettled } from './unsettled.js'
+import { verifiedLeaves } from './verified-leaves.js'
 
 /**
  * The room of files: a store whose names are what is in it.
@@ -54,30 +58,31 @@ export class FileStore {
   readonly asides: Asides
   /** Files that were not on the disk yet when an earlier process ended, and are gone. */
   lost: readonly ContentId[] = []
+  readonly #large: LargeFiles
+  readonly #records: RecordBook
   readonly #unsettled: Unsettled
   readonly #partial: string
   readonly #placement: Placement
   readonly #perFile = new PerKey<ContentId>()
   readonly #known: Known
-  readonly #importing = new PerKey<number>()
-  #importTurn = 0
+  readonly #importing = new Turns(LARGE_AT_ONCE)
   readonly #fetching = new Set<ContentId>()
-  /** The files of more than one leaf by their sizes; read from the disk when first asked for. */
-  #large: Promise<Map<number, Set<ContentId>>> | undefined
 
   private constructor (root: string, options: FileReaderOptions) {
     this.root = root
     this.reader = new FileReader(root, options)
     this.#partial = partialOf(root)
+    this.#records = new RecordBook(root, this.reader)
+    this.#large = new LargeFiles(root, this.reader)
     this.asides = new Asides(this.#partial, this.#small)
     const isThere = (id: ContentId, size: number): Promise<boolean> => this.#isWhole(id, size)
     this.#unsettled = new Unsettled(join(this.#partial, 'unsettled'))
     this.#placement = new Placement(root, this.#partial, isThere, this.#small, this.#unsettled)
     this.#known = {
       isThere,
-      mayHave: async (size, first) => await this.#mayHave(size, first),
+      mayHave: (size, first) => this.#large.mayHave(size, first),
       hashes: this.hashes,
-      inTurn: task => this.#importing.run(this.#importTurn++ % LARGE_AT_ONCE, task),
+      inTurn: task => this.#importing.run(task),
     }
   }
 
@@ -118,7 +123,7 @@ export class FileStore {
   /** Takes in the regular file at `path`; resolves once it is durable. `isNew` is false where it was there
    * already (one pass of hashing, nothing written). Throws `unreadable`, `changed-while-read`, `disk-full` or
    * the signal's reason; the store is then as it was. */
-  async add (path: string, options: ImportOptions & { readonly isLater?: boolean } = {}): Promise<{ id: ContentId, size: number, isNew: boolean }> {
+  async add (path: string, options: AddOptions = {}): Promise<{ id: ContentId, size: number, isNew: boolean }> {
     const staged = await stage(path, this.#partial, this.#known, options)
     if (!('temporary' in staged)) {
       if (options.isLater !== true) await this.#durable(staged.id)
@@ -132,41 +137,12 @@ export class FileStore {
    * error is of that file alone. `onBytes` is told of bytes as they are read. Leaving the loop waits for what is under way and
    * starts no more. With `isLater` a crash may lose what was yielded until `flush` was called, each file as a whole: for who can do without them
    * after a crash, and then learns which by `lost`. */
-  async * addAll (paths: Iterable<string> | AsyncIterable<string>, options: { concurrency?: number, isLater?: boolean, signal?: AbortSignal, onBytes?: (bytes: number) => void } = {}): AsyncIterable<Added> {
-    const { concurrency = 64, isLater = false, signal, onBytes } = options
-    const under: Array<Promise<Added>> = []
-    const addOne = async (path: string): Promise<Added> => {
-      try {
-        const small = await this.#addSmall(path, isLater, signal)
-        if (small !== undefined) {
-          onBytes?.(small.size)
-          return { path, ...small }
-        }
-        let told = 0
-        const onProgress = (done: number): void => {
-          onBytes?.(done - told)
-          told = done
-        }
-        return { path, ...await this.add(path, { onProgress, isLater, ...signal === undefined ? {} : { signal } }) }
-      } catch (error) {
-        signal?.throwIfAborted()
-        return { path, error: fileError(error, path) }
-      }
-    }
-    try {
-      for await (const path of paths) {
-        signal?.throwIfAborted()
-        const adding = addOne(path)
-        adding.catch(() => { /* awaited below, in order */ })
-        under.push(adding)
-        const first = under.length >= concurrency ? under.shift() : undefined
-        if (first !== undefined) yield await first
-      }
-      for (let first = under.shift(); first !== undefined; first = under.shift()) yield await first
-      if (isLater) await this.#placement.settle()
-    } finally {
-      await Promise.allSettled(under)
-    }
+  addAll (paths: Iterable<string> | AsyncIterable<string>, options: AddAllOptions = {}): AsyncIterable<Added> {
+    return addAll(paths, options, {
+      addSmall: (path, isLater, signal) => this.#addSmall(path, isLater, signal),
+      add: (path, addOptions) => this.add(path, addOptions),
+      settle: () => this.#placement.settle(),
+    })
   }
 
   /** Takes in a small file together with others. Undefined where it is not small, or did not go: `add` says why. */
@@ -185,7 +161,7 @@ export class FileStore {
   /** Puts a hashed temporary in place; for `partial.ts`. True where it is new. */
   async place (staged: Staged | StagedSmall, isLater = false): Promise<boolean> {
     const isNew = await this.#placement.place(staged, isLater)
-    if (isNew && staged.size > LEAF_BYTES && this.#large !== undefined) noteSize(await this.#large, staged.size, staged.id)
+    if (isNew && staged.size > LEAF_BYTES) await this.#large.note(staged.size, staged.id)
     return isNew
   }
 
@@ -270,7 +246,7 @@ export class FileStore {
 
   /** Every file of the store, in no particular order. */
   async * list (): AsyncIterable<{ id: ContentId, size: number }> {
-    for await (const id of this.#named('')) {
+    for await (const id of filesIn(this.root)) {
       const size = await plainSize(pathOf(this.root, id))
       if (size !== undefined) yield { id, size }
     }
@@ -300,7 +276,7 @@ export class FileStore {
   /** The file's bytes, each leaf checked before it is passed on. The stream fails with `not-found`, or with
    * `verification` where the disk no longer has what was put there. */
   read (id: ContentId): Readable {
-    return Readable.from(this.#verifiedLeaves(id), { objectMode: false, highWaterMark: LEAF_BYTES })
+    return Readable.from(verifiedLeaves(this.reader, id), { objectMode: false, highWaterMark: LEAF_BYTES })
   }
 
   /** The databases the file is recorded for, sorted. See `FileReader.records`. */
@@ -314,33 +290,18 @@ export class FileStore {
     await this.#perFile.run(id, async () => {
       if (!await this.has(id)) throw new PatchcordError('not-found', `there is no file ${id} here`)
       await this.#durable(id)
-      const databases = await this.records(id)
-      if (!databases.includes(database)) await this.#writeRecords(id, [...databases, database])
+      await this.#records.add(id, database)
     })
   }
 
   /** Takes back what `record` did, durably. No error where it was not recorded. */
   async unrecord (id: ContentId, database: DatabaseName): Promise<void> {
-    await this.#perFile.run(id, async () => {
-      const databases = await this.records(id)
-      if (databases.includes(database)) await this.#writeRecords(id, databases.filter(name => name !== database))
-    })
+    await this.#perFile.run(id, () => this.#records.remove(id, database))
   }
 
   /** Every file recorded for `database`. It reads every `.refs` there is. */
-  async * recordsOf (database: DatabaseName): AsyncIterable<ContentId> {
-    const recorded = async (ids: ContentId[]): Promise<ContentId[]> => {
-      const records = await Promise.all(ids.map(id => this.records(id)))
-      return ids.filter((_, at) => records[at]?.includes(database))
-    }
-    let ids: ContentId[] = []
-    for await (const id of this.#named('.refs')) {
-      ids.push(id)
-      if (ids.length < RECORDS_AT_ONCE) continue
-      yield * await recorded(ids)
-      ids = []
-    }
-    yield * await recorded(ids)
+  recordsOf (database: DatabaseName): AsyncIterable<ContentId> {
+    return this.#records.of(database)
   }
 
   /** Removes the file and what lies beside it, durably; whether it was here. Transfers under way go on to
@@ -384,15 +345,6 @@ export class FileStore {
     })
   }
 
-  async #writeRecords (id: ContentId, databases: DatabaseName[]): Promise<void> {
-    const path = pathOf(this.root, id, '.refs')
-    if (databases.length > 0) {
-      await writeDurably(path, formatRecords(databases))
-    } else if (await unlinkIfThere(path)) {
-      await syncFolder(dirname(path))
-    }
-  }
-
   /** A file is there if it has the size it must have, and its list the length: what is damaged so that this
    * shows is replaced by the next import. */
   async #isWhole (id: ContentId, size: number): Promise<boolean> {
@@ -401,80 +353,15 @@ export class FileStore {
     return await plainSize(pathOf(this.root, id, '.leaves')) === leafCount(size) * HASH_BYTES
   }
 
-  async #mayHave (size: number, first: () => Promise<Uint8Array>): Promise<boolean> {
-    this.#large ??= (async () => {
-      const large = new Map<number, Set<ContentId>>()
-      for await (const id of this.#named('.leaves')) {
-        const size = await plainSize(pathOf(this.root, id))
-        if (size !== undefined) noteSize(large, size, id)
-      }
-      return large
-    })()
-    const ids = (await this.#large).get(size)
-    if (ids === undefined) return false
-    // Reading as many lists would cost more than it spares.
-    if (ids.size > SAME_SIZE) return true
-    const hash = await first()
-    for (const id of ids) {
-      const list = await this.reader.leaves(id)
-      if (list?.leaves.subarray(0, HASH_BYTES).equals(hash) === true) return true
-    }
-    return false
-  }
-
-  /** Takes its records away for good: a disk keeps what is not synced in no order, so that a file could be gone before them. */
+  /** Before the file goes. */
   async #forget (id: ContentId): Promise<void> {
     this.#unsettled.delete(id)
-    if (await unlinkIfThere(pathOf(this.root, id, '.refs'))) await syncFolder(shardOf(this.root, id))
-  }
-
-  async * #named (beside: '' | '.leaves' | '.refs'): AsyncIterable<ContentId> {
-    for (const shard of await shardsIn(this.root)) {
-      for (const name of await namesIn(join(this.root, shard))) {
-        const id = idOf(shard, name, beside)
-        if (id !== undefined) yield id
-      }
-    }
-  }
-
-  async * #verifiedLeaves (id: ContentId): AsyncGenerator<Buffer> {
-    const list = await this.reader.leaves(id)
-    const file = await this.reader.open(id)
-    try {
-      if (list === undefined || file?.size !== list.size) throw new PatchcordError('not-found', `there is no file ${id} here`)
-      checkLeaves(id, list.size, list.leaves)
-      for (let index = 0; index < leafCount(list.size); index++) {
-        const bytes = Buffer.allocUnsafe(leafLength(list.size, index))
-        const { bytesRead } = await file.handle.read(bytes, 0, bytes.length, index * LEAF_BYTES)
-        const expected = list.leaves.subarray(index * HASH_BYTES, (index + 1) * HASH_BYTES)
-        if (bytesRead !== bytes.length || !leafHash(bytes).equals(expected)) {
-          throw new PatchcordError('verification', `leaf ${index} of ${id} is damaged on this device's disk`, { hint: 'remove the file, and get it again from another device' })
-        }
-        if (bytes.length > 0) yield bytes
-      }
-    } finally {
-      await file?.handle.close()
-    }
+    await this.#records.forget(id)
   }
 }
 
 /** Imports of more than one leaf at once: each has 3 MiB of buffers, and keeps a disk busy on its own. */
 const LARGE_AT_ONCE = 2
-/** Files of one size whose beginnings are compared. */
-const SAME_SIZE = 16
-/** `.refs` files that are read at once: each takes four turns of the thread pool. */
-const RECORDS_AT_ONCE = 32
 /** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with; and the note of what is
  * not on the disk yet. */
 const PARTIAL = /^[a-z2-7]{52}\.(?:partial|bitmap|whole)$|^unsettled$/
-
-/** What became of one path of `addAll`. */
-export type Added =
-  | { readonly path: string, readonly id: ContentId, readonly size: number, readonly isNew: boolean }
-  | { readonly path: string, readonly error: PatchcordError }
-
-function noteSize (large: Map<number, Set<ContentId>>, size: number, id: ContentId): void {
-  const ids = large.get(size)
-  if (ids === undefined) large.set(size, new Set([id]))
-  else ids.add(id)
-}

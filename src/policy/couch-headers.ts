@@ -12,9 +12,8 @@ export type IncomingFields = Readonly<Record<string, string | readonly string[] 
 /** What goes on as it came, where its value is one a header can have. */
 const TO_COUCH = ['accept', 'accept-encoding', 'if-match', 'if-none-match', 'range', 'user-agent', 'x-couch-full-commit'] as const
 
-/** The head of an answer, as Node read it. */
 interface AnswerHead {
-  readonly statusCode?: number | undefined
+  readonly status: number
   readonly headers: { readonly 'transfer-encoding'?: string | undefined, readonly 'content-length'?: string | undefined }
 }
 
@@ -93,9 +92,12 @@ function isHeaderValue (value: string): boolean {
   return /^[\t\x20-\x7e\x80-\xff]*$/.test(value)
 }
 
-/** Whether an answer to `method` says where it ends. One that ends with its connection may have been cut anywhere. */
-export function isDelimited ({ headers, statusCode }: AnswerHead, method: string): boolean {
-  if (method === 'HEAD' || statusCode === 204 || statusCode === 304) return true
+/** Why no gate may pass on an answer to `method`, in words; undefined where it may. 401 and 407 would make a program, or a browser, send its
+ * secrets; an answer that ends with its connection may have been cut anywhere. */
+export function answerFault ({ status, headers }: AnswerHead, method: string): string | undefined {
+  if (status < 200 || status > 599 || status === 401 || status === 407) return `status ${status}`
+  if (method === 'HEAD' || status === 204 || status === 304) return undefined
   const encoding = headers['transfer-encoding']
-  return encoding === undefined ? headers['content-length'] !== undefined : encoding.toLowerCase() === 'chunked'
+  const isDelimited = encoding === undefined ? headers['content-length'] !== undefined : encoding.toLowerCase() === 'chunked'
+  return isDelimited ? undefined : 'an answer without a length'
 }

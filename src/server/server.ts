@@ -1,5 +1,5 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto'
-import { createServer as createHttpServer, ServerResponse, type IncomingMessage, type Server as HttpServer } from 'node:http'
+import { ServerResponse, type IncomingMessage, type Server as HttpServer } from 'node:http'
 import type { Socket } from 'node:net'
 import { createSecureContext, type TLSSocket } from 'node:tls'
 import type { Address } from '../core/address.js'
@@ -8,6 +8,7 @@ import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Limits } from '../core/limits.js'
 import { silentLogger, type Logger } from '../core/log.js'
+import { strictServer } from '../core/strict-server.js'
 import { CouchProxy } from '../couch/proxy.js'
 import { sendCouchJson } from '../core/couch-answers.js'
 import { COUCH_WELCOME, visibleDatabases } from '../couch/welcome.js'
@@ -123,11 +124,13 @@ class Server implements PatchcordServer {
       handle: (permit, request, asked) => this.#handle(permit, request, asked),
       onShortage,
     })
-    this.#http = createHttp(limits)
+    const { headBytes, headMs, headers, idleMs } = limits
+    this.#http = strictServer({ headBytes, headMs, headers, idleMs })
+    // It never listens itself (sockets reach it admitted), but only then does Node watch headersTimeout.
+    this.#http.emit('listening')
     this.#http.on('request', (message, response) => { this.#requested(message, response, false) })
     this.#http.on('checkContinue', (message, response) => { this.#requested(message, response, true) })
     this.#http.on('checkExpectation', (message, response) => { this.#requested(message, response, false) })
-    this.#http.on('connect', (_message, socket) => { socket.destroy() })
     this.#http.on('clientError', (error, socket) => { this.#unparseable(error, socket as Socket) })
     this.#lane = {
       limits,
@@ -310,25 +313,6 @@ class Server implements PatchcordServer {
       }
     }
   }
-}
-
-function createHttp (limits: Limits): HttpServer {
-  const http = createHttpServer({
-    maxHeaderSize: limits.headBytes,
-    headersTimeout: limits.headMs,
-    // A long upload is no attack; a stalled one is cut by who reads it.
-    requestTimeout: 0,
-    keepAliveTimeout: limits.idleMs,
-    connectionsCheckingInterval: Math.min(1_000, limits.headMs),
-    // Two Host headers, or none, are refused by the canonical form.
-    requireHostHeader: false,
-    insecureHTTPParser: false,
-  })
-  // One more than is allowed: past this number Node drops headers without a word.
-  http.maxHeadersCount = limits.headers + 1
-  // It never listens itself (sockets reach it admitted), but only then does Node watch headersTimeout.
-  http.emit('listening')
-  return http
 }
 
 /** Throws `bad-env` where key and certificate do not belong together, or TLS does not take them. */

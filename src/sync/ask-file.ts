@@ -5,7 +5,8 @@ import { databaseName, parseJson } from '../core/shape.js'
 import { giverOf, type Giver } from '../files/giver.js'
 import { checkLeaves, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
 import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
-import type { AnswerHead, ByteConnection, BytePool, Exchange } from './byte-connection.js'
+import type { AnswerHead, ByteConnection, Exchange } from './byte-connection.js'
+import type { BytePool } from './byte-pool.js'
 
 // The questions about a file that one device asks another. Nothing that comes back is believed here but
 // where it says so.
@@ -31,7 +32,7 @@ export async function askLeaves (source: Source, id: ContentId, most: number, si
   const { device } = source
   let size = NaN
   const leaves = await askWhole(source, `/files/${id}/leaves`, {}, signal, ({ headers }) => {
-    const text = headers.get(FILE_SIZE_HEADER.toLowerCase()) ?? ''
+    const text = headers[FILE_SIZE_HEADER.toLowerCase()] ?? ''
     size = /^\d{1,15}$/.test(text) ? Number(text) : NaN
     if (!Number.isSafeInteger(size)) throw new PatchcordError('verification', `device ${device} tells no size for ${id}`)
     if (size > most) throw new PatchcordError('too-large', `${id} has ${size} bytes at device ${device}; the limit is ${most}`)
@@ -69,7 +70,7 @@ export async function askRange (source: Source, id: ContentId, size: number, sta
     path: pathFor(source, `/files/${id}`), headers: { Range: `bytes=${start}-${end - 1}` }, ...listener,
     onHead: head => {
       refuse(source, head)
-      const isRange = head.status === 206 && head.headers.get('content-range') === `bytes ${start}-${end - 1}/${size}` && head.length === end - start
+      const isRange = head.status === 206 && head.headers['content-range'] === `bytes ${start}-${end - 1}/${size}` && head.length === end - start
       if (!isRange && !(head.status === 200 && start === 0 && head.length === size && end === size)) throw new PatchcordError('conflict', `device ${device} tells another size for ${id}, or answers another range`)
     },
   }, onConnection)
@@ -77,7 +78,7 @@ export async function askRange (source: Source, id: ContentId, size: number, sta
 
 /** The size of the whole that an answer tells. */
 function sizeIn ({ status, headers }: AnswerHead): number | undefined {
-  const text = status === 206 ? /^bytes \d+-\d+\/(\d{1,15})$/.exec(headers.get('content-range') ?? '')?.[1] : headers.get('content-length')
+  const text = status === 206 ? /^bytes \d+-\d+\/(\d{1,15})$/.exec(headers['content-range'] ?? '')?.[1] : headers['content-length']
   const size = Number(text)
   return text !== undefined && Number.isSafeInteger(size) ? size : undefined
 }
@@ -109,7 +110,7 @@ function pathFor ({ account }: Source, path: string): string {
 
 function refuse ({ device, account }: Source, { status, headers }: AnswerHead): void {
   if (status === 200 || status === 206) {
-    if (account === undefined || headers.get(ACCOUNT_HEADER.toLowerCase()) === account) return
+    if (account === undefined || headers[ACCOUNT_HEADER.toLowerCase()] === account) return
     // A version that does not know the question answers another one. Nothing it gives may count for the database.
     throw new PatchcordError('not-found', `device ${device} does not answer on account of a database`, { hint: 'its patchcord is older than this one' })
   }

@@ -4,7 +4,7 @@ import { MISSING, sendCouchError } from '../core/couch-answers.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Limits } from '../core/limits.js'
-import { isDelimited, responseHeaders, type OutgoingFields } from '../policy/couch-headers.js'
+import { answerFault, responseHeaders, type OutgoingFields } from '../policy/couch-headers.js'
 import type { PathForm } from '../policy/surface.js'
 import { peerHost } from './peer-agent.js'
 
@@ -125,9 +125,8 @@ export class BridgeTransfer {
     const status = answer.statusCode ?? 0
     if (status === 403) return this.#fail(new PatchcordError('refused', 'the peer does not allow it'))
     if (status === 404) return this.#notFound()
-    // 401 and 407 would make a program, or a browser, send its secrets.
-    if (status < 200 || status > 599 || status === 401 || status === 407) return this.#broken(`status ${status}`)
-    if (!isDelimited(answer, this.#plan.method)) return this.#broken('an answer without a length')
+    const fault = answerFault({ status, headers: answer.headers }, this.#plan.method)
+    if (fault !== undefined) return this.#broken(fault)
     this.#relay(answer, status)
   }
 

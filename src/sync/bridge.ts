@@ -1,11 +1,12 @@
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import type { AddressInfo, Socket } from 'node:net'
+import type { IncomingMessage, Server, ServerResponse } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { systemClock, type Clock } from '../core/clock.js'
 import { sendCouchFailure, sendCouchJson } from '../core/couch-answers.js'
 import { PatchcordError, systemCode } from '../core/errors.js'
 import { isDeviceId, type DeviceId } from '../core/ids.js'
 import { DEFAULT_LIMITS, type Limits } from '../core/limits.js'
 import type { Logger } from '../core/log.js'
+import { localServer } from '../core/strict-server.js'
 import { canonicaliseBridge, type CanonicalRequest } from '../policy/canonical.js'
 import { requestHeaders } from '../policy/couch-headers.js'
 import { decide } from '../policy/decide.js'
@@ -89,7 +90,7 @@ class LoopbackBridge implements Bridge {
     this.#logger = logger
     this.#clock = clock
     this.#limits = Object.freeze({ ...DEFAULT_LIMITS, ...limits })
-    this.#http = createHttp(this.#limits, (message, response, expectsContinue) => {
+    this.#http = localServer({ ...this.#limits, connections: MOST_CONNECTIONS }, (message, response, expectsContinue) => {
       this.#serve(message, response, expectsContinue).catch((error: unknown) => {
         this.#logger.error({ err: error }, 'a request could not even be refused')
         response.destroy()
@@ -211,31 +212,4 @@ function unauthorised (response: ServerResponse): number {
   response.setHeader('www-authenticate', 'Basic realm="patchcord bridge"')
   response.setHeader('connection', 'close')
   return sendCouchJson(response, 401, { error: 'unauthorized', reason: 'Name or password is incorrect.' })
-}
-
-/** Node's HTTP server with every default that is too generous replaced. */
-function createHttp (limits: Limits, take: (message: IncomingMessage, response: ServerResponse, expectsContinue: boolean) => void): Server {
-  const http = createServer({
-    maxHeaderSize: limits.headBytes,
-    headersTimeout: limits.headMs,
-    // A body has no total limit, only one on its silence.
-    requestTimeout: 0,
-    keepAliveTimeout: limits.idleMs,
-    connectionsCheckingInterval: Math.min(1_000, limits.headMs),
-    // Two Host headers, or none, are refused by the canonical form.
-    requireHostHeader: false,
-    insecureHTTPParser: false,
-    noDelay: true,
-  })
-  http.maxHeadersCount = limits.headers + 1
-  http.maxConnections = MOST_CONNECTIONS
-  http.on('request', (message, response) => { take(message, response, false) })
-  http.on('checkContinue', (message, response) => { take(message, response, true) })
-  http.on('checkExpectation', (message, response) => { take(message, response, false) })
-  http.on('connect', (_message: IncomingMessage, socket: Socket) => { socket.destroy() })
-  http.on('clientError', (_error: Error, socket: Socket) => {
-    if (socket.writable) socket.end('HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n')
-    else socket.destroy()
-  })
-  return http
 }

@@ -1,14 +1,16 @@
 import type { Socket } from 'node:net'
+import { BadAnswer, bodyLength, HeadParser, isWholeHead, readHead } from '../core/answer-head.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
+import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
 
 /** Of net.Socket: bytes come into the memory that `buffer` names, which is asked for once before the first and again after each
  * `callback`, and not into a new one each. */
 export interface OnRead { readonly buffer: () => Uint8Array, readonly callback: (count: number, buffer: Uint8Array) => boolean }
 
-/** Head of an answer. Names of headers in lower case; of several of one name, the last. */
+/** Head of an answer, and of its fields (core/answer-head.ts) those that are asked for here. */
 export interface AnswerHead {
   readonly status: number
-  readonly headers: ReadonlyMap<string, string>
+  readonly headers: Readonly<Record<string, string | undefined>>
   /** Bytes of the body. */
   readonly length: number
 }
@@ -30,7 +32,7 @@ export interface Exchange {
 }
 
 const READ_BYTES = 65_536
-const MOST_HEAD_BYTES = 16_384
+const HEADS = new HeadParser(['content-range', FILE_SIZE_HEADER.toLowerCase(), ACCOUNT_HEADER.toLowerCase()])
 /** The body of a refusal up to this is read, so that the connection can go on. */
 const MOST_REFUSAL_BYTES = 65_536
 
@@ -160,40 +162,39 @@ export class ByteConnection {
     const piece = this.#own.subarray(0, count)
     if (this.#isBody) return this.#body(piece)
     const before = this.#head.length
-    this.#head += piece.toString('latin1')
-    const end = this.#head.indexOf('\r\n\r\n', Math.max(0, before - 3))
-    if (end < 0 ? this.#head.length > MOST_HEAD_BYTES : end > MOST_HEAD_BYTES) {
-      this.#destroy(new PatchcordError('verification', `${this.#who} answered with a head that is too long`))
-      return false
-    }
-    if (end < 0) return true
-    const text = this.#head.slice(0, end)
+    const head = this.#headIn(count)
+    if (head === undefined) return !this.#socket.destroyed
+    const end = this.#head.length - before
     this.#head = ''
-    return this.#answered(text) && this.#body(piece.subarray(end + 4 - before))
+    return this.#answered(head) && this.#body(piece.subarray(end))
+  }
+
+  /** The head of the answer, once it is whole; undefined where it is not, and where it is none that is taken: then the connection is destroyed. */
+  #headIn (count: number): AnswerHead | undefined {
+    try {
+      this.#head = readHead(this.#head, this.#own, 0, count)
+      if (!isWholeHead(this.#head)) return undefined
+      const head = HEADS.parse(this.#head)
+      const { status, headers } = head
+      const stated = bodyLength(head)
+      const length = typeof stated === 'number' ? stated : undefined
+      if (head.isOld || status < 200 || (length === undefined && status < 300)) throw new BadAnswer('what no device sends')
+      if (head.mayClose) this.#isKept = false
+      this.#left = length ?? Infinity
+      return { status, headers, length: length ?? 0 }
+    } catch (error) {
+      this.#destroy(new PatchcordError('verification', `${this.#who} answers in a form that is not taken: ${messageOf(error)}`, { cause: error }))
+      return undefined
+    }
   }
 
   /** Whether the body may come. */
-  #answered (text: string): boolean {
-    const [first = '', ...lines] = text.split('\r\n')
-    const status = Number(/^HTTP\/1\.1 (\d{3})(?: |$)/.exec(first)?.[1])
-    const headers = new Map(lines.map(line => {
-      const colon = line.indexOf(':')
-      return [line.slice(0, colon).toLowerCase(), line.slice(colon + 1).trim()]
-    }))
-    const stated = headers.get('content-length')
-    const hasLength = stated !== undefined && /^\d{1,15}$/.test(stated) && !headers.has('transfer-encoding')
-    if (!(status >= 200) || (!hasLength && status < 300)) {
-      this.#destroy(new PatchcordError('verification', `${this.#who} answers in a form that is not taken`))
-      return false
-    }
-    const length = hasLength ? Number(stated) : Infinity
-    if (headers.get('connection')?.toLowerCase() === 'close') this.#isKept = false
-    this.#left = length
+  #answered (head: AnswerHead): boolean {
     this.#isBody = true
     try {
-      this.#current?.exchange.onHead({ status, headers, length: hasLength ? length : 0 })
+      this.#current?.exchange.onHead(head)
     } catch (error) {
-      if (length > MOST_REFUSAL_BYTES) {
+      if (this.#left > MOST_REFUSAL_BYTES) {
         this.#destroy(error as Error)
         return false
       }
@@ -215,113 +216,5 @@ export class ByteConnection {
   #went (goesOn: boolean): boolean {
     if (this.#left === 0 && this.#current !== undefined && !this.#socket.destroyed) this.#settle(this.#refusal)
     return goesOn
-  }
-}
-
-/** How long a connection is kept without a request (ms): less than what the server keeps it (`idleMs`). */
-const REST_MS = 50_000
-const SILENT_MS = 30_000
-
-/** Connections to one peer for the bytes of files, at most `most` at once. */
-export class BytePool {
-  readonly #dial: (onread: OnRead, signal: AbortSignal) => Promise<Socket>
-  readonly #host: string
-  readonly #who: string
-  readonly #most: number
-  readonly #idle: ByteConnection[] = []
-  readonly #waiting: Array<() => void> = []
-  #busy = new Set<ByteConnection>()
-  #count = 0
-  #cut = new AbortController()
-
-  /** `dial` makes a connection that proved to be the peer's, and gives up when its signal aborts. */
-  constructor (dial: (onread: OnRead, signal: AbortSignal) => Promise<Socket>, { host, who, most = 8 }: { readonly host: string, readonly who: string, readonly most?: number }) {
-    this.#dial = dial
-    this.#host = host
-    this.#who = who
-    this.#most = most
-  }
-
-  /** Sends one request, when there is a connection for it. `start` is told of the connection before. Throws as `ByteConnection.get` does, and what
-   * the dialling says. */
-  async get (exchange: Exchange, start: (connection: ByteConnection) => void = () => undefined): Promise<void> {
-    const { signal } = exchange
-    if (this.#count >= this.#most) await this.#turn(signal)
-    else this.#count += 1
-    try {
-      for (;;) {
-        signal.throwIfAborted()
-        const connection = this.#rested() ?? await this.#open(signal)
-        this.#busy.add(connection)
-        start(connection)
-        try {
-          return await connection.get(exchange, SILENT_MS)
-        } catch (error) {
-          if (!connection.wasStale || signal.aborted || this.#cut.signal.aborted) throw error
-        } finally {
-          this.#busy.delete(connection)
-          if (connection.isUsable) {
-            connection.rest(REST_MS)
-            this.#idle.push(connection)
-          } else {
-            connection.destroy()
-          }
-        }
-      }
-    } finally {
-      const next = this.#waiting.shift()
-      if (next === undefined) this.#count -= 1
-      else next()
-    }
-  }
-
-  /** Cuts every connection, those that are being made too. The next request makes new ones. */
-  destroy (): void {
-    this.#cut.abort(new PatchcordError('unreachable', `the connections to ${this.#who} were cut`))
-    this.#cut = new AbortController()
-    for (const connection of [...this.#idle.splice(0), ...this.#busy]) connection.destroy()
-  }
-
-  /** The one that was used last: those that nobody needs end. */
-  #rested (): ByteConnection | undefined {
-    for (let connection = this.#idle.pop(); connection !== undefined; connection = this.#idle.pop()) {
-      if (connection.isUsable) return connection
-    }
-    return undefined
-  }
-
-  async #open (signal: AbortSignal): Promise<ByteConnection> {
-    const cuts = this.#cut.signal
-    const over = new AbortController()
-    return await new Promise<ByteConnection>((resolve, reject) => {
-      // At once, whatever the other side does of it: one that is stopped neither answers nor closes.
-      const end = (event: Event): void => {
-        const { reason } = event.target as AbortSignal
-        over.abort(reason)
-        reject(reason as Error)
-      }
-      for (const one of [signal, cuts]) one.addEventListener('abort', end, { once: true })
-      ByteConnection.open(onread => this.#dial(onread, over.signal), this.#host, this.#who).then(connection => {
-        if (over.signal.aborted) connection.destroy()
-        resolve(connection)
-      }, reject).finally(() => { for (const one of [signal, cuts]) one.removeEventListener('abort', end) })
-    })
-  }
-
-  async #turn (signal: AbortSignal): Promise<void> {
-    // A signal says so once.
-    signal.throwIfAborted()
-    await new Promise<void>((resolve, reject) => {
-      const aborted = (): void => {
-        this.#waiting.splice(this.#waiting.indexOf(go), 1)
-        reject(signal.reason as Error)
-      }
-      const go = (): void => {
-        signal.removeEventListener('abort', aborted)
-        resolve()
-      }
-      signal.addEventListener('abort', aborted, { once: true })
-      this.#waiting.push(go)
-    })
   }
 }

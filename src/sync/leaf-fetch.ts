@@ -1,21 +1,18 @@
 import type { Clock } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
-import { LEAF_BYTES, leafCount, leafLength } from '../files/content-id.js'
-import { leafBuffer } from '../files/leaf-hashes.js'
+import { LEAF_BYTES, leafCount } from '../files/content-id.js'
 import type { Giver } from '../files/giver.js'
 import type { PartialFile } from '../files/partial.js'
-import { asGiver, askRange, type Source } from './ask-file.js'
-import type { ByteConnection } from './byte-connection.js'
+import { asGiver, type Source } from './ask-file.js'
 import { LeafPlan, type Span } from './leaf-plan.js'
 import { Rate } from './rate.js'
+import { fetchSpan } from './span-fetch.js'
 
 /** Leaves that are asked for in one request. */
 const SPAN_LEAVES = 16
 /** Requests at once to one source: the second hides the turn-around of the first. */
 const LANES = 2
-/** Leaves in memory per lane: one that fills, others that are hashed and written. */
-const LANE_BUFFERS = 3
 const TICK_MS = 250
 /** A source on which nothing moved for this long is overtaken where there is another (ms). */
 const STALL_MS = 4_000
@@ -178,7 +175,11 @@ class LeafFetch {
         continue
       }
       try {
-        await this.#fetch(running, span, ring)
+        await fetchSpan(feeder.source, this.#partial, span, ring, {
+          signal: AbortSignal.any([running.abort.signal, feeder.abort.signal, this.#stop.signal]),
+          onMoved: count => { feeder.moved += count },
+          write: (index, bytes) => this.#write(feeder, index, bytes),
+        })
         feeder.strikes = 0
       } catch (error) {
         this.#failed(feeder, error)
@@ -212,97 +213,6 @@ class LeafFetch {
     const perMs = feeder.rate.perSecond / 1000 / Math.max(1, feeder.lanes.size)
     if (perMs === 0) return this.#options.clock.monotonic() - feeder.movedAt
     return (end - next) * LEAF_BYTES / perMs
-  }
-
-  async #fetch ({ feeder, abort }: Running, span: Span<Running>, ring: Buffer[]): Promise<void> {
-    const { size, id } = this.#partial
-    const { source } = feeder
-    const first = span.next
-    const start = first * LEAF_BYTES
-    const end = Math.min(size, span.end * LEAF_BYTES)
-    const signal = AbortSignal.any([abort.signal, feeder.abort.signal, this.#stop.signal])
-    const writes = new Set<Promise<void>>()
-    while (ring.length < LANE_BUFFERS) ring.push(leafBuffer())
-    let buffer = ring.pop()
-    let filled = 0
-    let connection: ByteConnection | undefined
-    /** What came while no buffer was free: TLS may have deciphered a little more than was asked for. */
-    let stash: Buffer[] = []
-    let isEnough = false
-    let isClean = false
-    let problem: unknown
-    /** So many bytes more of the next leaf lie in `buffer`. */
-    const grew = (count: number): void => {
-      filled += count
-      const length = leafLength(size, span.next)
-      if (filled < length) return
-      const index = span.next
-      const full = buffer!
-      span.next += 1
-      filled = 0
-      buffer = ring.pop()
-      const write = this.#write(feeder, index, full.subarray(0, length)).catch((error: unknown) => {
-        problem ??= error
-        connection?.destroy()
-      }).finally(() => {
-        writes.delete(write)
-        if (buffer === undefined) buffer = full
-        else ring.push(full)
-        if (problem !== undefined) return
-        const pieces = stash
-        stash = []
-        for (const piece of pieces) if (stash.length > 0) stash.push(piece)
-        else take(piece)
-        if (stash.length === 0) connection?.resume()
-      })
-      writes.add(write)
-    }
-    const mayComeMore = (): boolean => buffer !== undefined || span.next >= span.end
-    const take = (piece: Buffer): boolean => {
-      for (let at = 0; at < piece.length;) {
-        if (span.next >= span.end) {
-          // Others took the rest. What is on its way is not worth reading.
-          isEnough = true
-          connection?.destroy()
-          return false
-        }
-        if (buffer === undefined) {
-          stash.push(Buffer.from(piece.subarray(at)))
-          return false
-        }
-        const copied = piece.copy(buffer, filled, at, at + leafLength(size, span.next) - filled)
-        at += copied
-        grew(copied)
-      }
-      return mayComeMore()
-    }
-    try {
-      await askRange(source, id, size, start, end, {
-        signal,
-        onConnection: made => { connection = made },
-        // What lies there is nobody else's: it goes to be hashed when it is full, and the next place is in another.
-        place: () => stash.length > 0 || span.next >= span.end ? undefined : buffer?.subarray(filled, leafLength(size, span.next)),
-        onPlaced: count => {
-          feeder.moved += count
-          grew(count)
-          return mayComeMore()
-        },
-        onBytes: piece => {
-          feeder.moved += piece.length
-          return stash.length > 0 ? (stash.push(Buffer.from(piece)), false) : take(piece)
-        },
-      })
-      // All has come; what is still in the stash is taken as buffers become free.
-      while (stash.length > 0 && problem === undefined) await Promise.all(writes)
-      isClean = true
-    } catch (error) {
-      if (!isEnough) throw problem ?? error
-    } finally {
-      await Promise.all(writes)
-      // The one that a connection was to fill when it was cut is not used again.
-      if (isClean && buffer !== undefined) ring.push(buffer)
-    }
-    if (problem !== undefined) throw problem
   }
 
   async #write (feeder: Feeder, index: number, bytes: Buffer): Promise<void> {

@@ -8,7 +8,8 @@ import type { DeviceId } from '../core/ids.js'
 import { admitServer, isRefusal, type Refusal } from '../identity/admission.js'
 import { readLeaf, type Leaf } from '../identity/leaf.js'
 import { SERVER_NAME } from '../policy/canonical.js'
-import { BytePool, type OnRead } from './byte-connection.js'
+import type { OnRead } from './byte-connection.js'
+import { BytePool } from './byte-pool.js'
 
 /** What this device proves itself with, and what it knows of the other. Read anew for each connection. */
 export interface PeerCredentials {

@@ -5,7 +5,7 @@ import { messageOf, PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { askPeer, bytePool, PeerAgent, readBody, refusedServer, type PeerCredentials } from './peer-agent.js'
-import type { BytePool } from './byte-connection.js'
+import type { BytePool } from './byte-pool.js'
 import { race } from './race.js'
 import { fetchRestrictedMail, restrictedOrigin, type MailOrigin } from './restricted-mail.js'
 
