@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync, statSync, symlinkSync, writeFile
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
+import { copyOut, giveFreeName, prepareFolder } from '../src/agent/copy-out.js'
 import { formatList, land, parseList } from '../src/agent/offer-list.js'
 import { parseContentId } from '../src/core/ids.js'
 import { eachWithin } from '../src/core/within.js'
@@ -47,6 +48,32 @@ await t.test('landing: what is there stays, shapes stay, nothing leaves the fold
   t.strictSame(readdirSync(join(home, 'outside')), [])
   t.equal(landed.length, 8)
   for (const bad of ['', '{}', '[]', '{"patchcord":"offer/2","files":[]}', `{"patchcord":"offer/1","files":[{"path":"a","size":1,"id":"${id}"}]}`, `{"patchcord":"offer/1","files":[{"path":[],"size":1,"id":"${id}"}]}`, '{"patchcord":"offer/1","files":[{"path":["a"],"size":1,"id":"x"}]}', `{"patchcord":"offer/1","files":[{"path":["a"],"size":-1,"id":"${id}"}]}`]) t.throws(() => parseList(bad), { code: 'verification' }, bad)
+})
+
+await t.test('landing: names of any length; folders are made, or what is in the way is told', async t => {
+  const home = t.testdir({ file: 'x', to: {} })
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  const { id, size } = await store.add(join(home, 'file'))
+  // 200 bytes is what a safe name may have; with a longer one beside it no name would fit.
+  const name = '漢'.repeat(66)
+  t.strictSame(await land(store, [{ path: [name], size, id }], join(home, 'to/new/deep')), [join(home, 'to/new/deep', name)])
+  await copyOut(store.path(id), join(home, 'to', '漢'.repeat(85)), false)
+  t.strictSame(readdirSync(join(home, 'to')).toSorted(), ['new', '漢'.repeat(85)])
+  await t.rejects(prepareFolder(join(home, 'file')), { code: 'unreadable', message: `${join(home, 'file')} is not a folder` })
+  await t.rejects(prepareFolder(join(home, 'file/below')), { code: 'unreadable' })
+  await t.rejects(prepareFolder('/proc/no-such-folder/below'), { code: 'unreadable' }, 'and it ends')
+  symlinkSync(join(home, 'nowhere'), join(home, 'link'))
+  await t.rejects(prepareFolder(join(home, 'link')), { code: 'unreadable' })
+
+  // A file system without links: nothing is replaced there either.
+  const noLink = async (): Promise<void> => { throw Object.assign(new Error('operation not permitted'), { code: 'EPERM' }) }
+  const [part, free, taken] = ['part', 'free', 'taken'].map(each => join(home, 'to', each)) as [string, string, string]
+  writeFileSync(part, 'new')
+  writeFileSync(taken, 'mine')
+  await t.rejects(giveFreeName(part, taken, noLink), { code: 'EEXIST' })
+  await giveFreeName(part, free, noLink)
+  t.strictSame([readFileSync(taken, 'utf8'), readFileSync(free, 'utf8'), existsSync(part)], ['mine', 'new', false])
 })
 
 await t.test('what lies aside is given away once, and never a name that shares its bytes with another', async t => {
@@ -144,6 +171,9 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: true, rule: 'file: lent' })
   await t.rejects(other.call('get', { id, output: join(folder, 'x'), from: 'laptop' }), { code: 'not-found' })
   await t.rejects(friend.call('inbox-accept', { offer: 'ffffffff', to }), { code: 'not-found' })
+  const said: string[] = []
+  await t.rejects(friend.call('inbox-accept', { offer: offer!.offer, to: join(folder, 'holiday/a.jpg') }, ({ event }) => { said.push(event) }), { code: 'unreadable' })
+  t.strictSame([said, (await inbox())[0]?.state], [[], 'offered'], 'where nothing can land nothing was accepted')
   t.match(await friend.call('inbox-accept', { offer: offer!.offer, to }), { files: 3, landed: [join(to, 'holiday')] })
   t.equal(readFileSync(join(to, 'holiday/deep/nothing')).length, 0)
   t.equal(await friend.agent.store.has(id), false, 'what was fetched for the inbox alone is not kept a second time')

@@ -1,4 +1,3 @@
-import { mkdir } from 'node:fs/promises'
 import * as v from 'valibot'
 import { syncFolder } from '../core/durable-file.js'
 import { PatchcordError } from '../core/errors.js'
@@ -7,7 +6,7 @@ import { safeName } from '../core/safe-name.js'
 import { contentId, parseJson } from '../core/shape.js'
 import { LEAF_BYTES } from '../files/content-id.js'
 import type { FileStore } from '../files/store.js'
-import { copyUnsynced, makeFolder, underFreeName, type OnBytes } from './copy-out.js'
+import { copyUnsynced, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
 
 // The list of an offer is itself a file of the store, so that any number of files fits into a mail:
 //   {"patchcord":"offer/1","files":[{"path":["holiday","a.jpg"],"size":3,"id":"mcpw4…"}]}
@@ -47,7 +46,7 @@ export function parseList (text: string): OfferedFile[] {
  * list. Nothing there is replaced: a top name that is taken gets a number, and what is below it is so always in a folder
  * that was just made. Where each top name landed. Throws what the disk says. */
 export async function land (store: FileStore, files: readonly OfferedFile[], to: string, { asides = new Set(), onBytes }: { readonly asides?: ReadonlySet<ContentId>, readonly onBytes?: OnBytes } = {}): Promise<string[]> {
-  await mkdir(to, { recursive: true })
+  await prepareFolder(to)
   const folders = new Map<string, string>()
   const landed: string[] = []
   const folder = async (parts: readonly string[]): Promise<string> => {

@@ -11,8 +11,9 @@ import { contentIdOf, leafHash } from '../files/content-id.js'
 import { SMALL_MOST } from '../files/small-work.js'
 import type { DownloadEvent } from '../sync/download.js'
 import { Rate } from '../sync/rate.js'
-import type { TransferEvent } from '../control/operations.js'
+import type { InboxAcceptEvent } from '../control/operations.js'
 import type { Agent } from './agent.js'
+import { prepareFolder } from './copy-out.js'
 import { sourceOf } from './file-sources.js'
 import { ProgressMeter } from './local-progress.js'
 import type { OfferAnswer, PeerMail } from './mail.js'
@@ -150,8 +151,9 @@ export class Offers {
     await this.#setState(offer, { state: 'refused' })
   }
 
-  /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. */
-  async accept (offer: ReceivedOffer, to: string, onEvent: (event: TransferEvent) => void, signal?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
+  /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. Nothing is accepted where nothing could
+   * land. */
+  async accept (offer: ReceivedOffer, to: string, onEvent: (event: InboxAcceptEvent) => void, signal?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
     if (this.#fetching.has(offer.offer)) throw new PatchcordError('already-exists', 'this offer is being fetched already', { hint: 'wait for it to end' })
     if (offer.state === 'done') throw new PatchcordError('already-exists', 'this offer was fetched already')
     this.#fetching.set(offer.offer, 0)
@@ -159,9 +161,11 @@ export class Offers {
     let ids: ReadonlySet<ContentId> = new Set()
     try {
       const files = await this.list(offer, signal)
+      await prepareFolder(to)
       ids = new Set(files.map(({ id }) => id))
       for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
       await this.#setState(offer.offer, { state: 'accepted', to })
+      onEvent({ event: 'accepted', offer: offer.offer })
       const before = new Set(await this.#agent.store.asides.all())
       const stored = await this.#agent.store.having(files)
       const total = files.reduce((sum, { size }) => sum + size, 0)
@@ -195,7 +199,7 @@ export class Offers {
   }
 
   /** What is to be told of each byte that comes: to who accepted the offer, and by mail, less often, to the sender. */
-  #telling ({ offer }: ReceivedOffer, total: number, onEvent: (event: TransferEvent) => void): (id: ContentId, bytes: number, sources: number) => void {
+  #telling ({ offer }: ReceivedOffer, total: number, onEvent: (event: InboxAcceptEvent) => void): (id: ContentId, bytes: number, sources: number) => void {
     const { clock, logger } = this.#agent
     const rate = new Rate(clock)
     let done = 0
