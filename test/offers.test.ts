@@ -47,6 +47,8 @@ await t.test('landing: what is there stays, shapes stay, nothing leaves the fold
   t.ok(existsSync(join(to, 'same (2)')))
   t.strictSame(readdirSync(join(home, 'outside')), [])
   t.equal(landed.length, 8)
+  t.throws(() => formatList([{ path: Array<string>(65).fill('d'), size, id }]), { code: 'too-large', message: /lies more than 64 folders deep/ }, 'what nobody could accept is not offered')
+  t.throws(() => formatList(Array.from({ length: 10_001 }, () => ({ path: ['a'], size, id }))), { code: 'too-large' })
   for (const bad of ['', '{}', '[]', '{"patchcord":"offer/2","files":[]}', `{"patchcord":"offer/1","files":[{"path":"a","size":1,"id":"${id}"}]}`, `{"patchcord":"offer/1","files":[{"path":[],"size":1,"id":"${id}"}]}`, '{"patchcord":"offer/1","files":[{"path":["a"],"size":1,"id":"x"}]}', `{"patchcord":"offer/1","files":[{"path":["a"],"size":-1,"id":"${id}"}]}`]) t.throws(() => parseList(bad), { code: 'verification' }, bad)
 })
 
@@ -199,4 +201,41 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   await friend.call('inbox-rule', { device: 'laptop', rule: 'accept', to })
   t.match(await laptop.call('send', { device: 'friend', paths: [join(folder, 'no'), join(folder, 'holiday')] }), { answer: 'done' })
   t.strictSame(readdirSync(to).toSorted(), ['holiday', 'holiday (2)', 'no'])
+
+  // What was accepted and cannot be had any more is in nobody's way: not in that of gc, nor in the inbox.
+  const [ours, theirs] = [laptop.agent.offers, friend.agent.offers]
+  const device = laptop.agent.keystore.identity.device
+  const to2 = friend.agent.keystore.identity.device
+  await friend.call('inbox-rule', { device: 'laptop', rule: 'ask' })
+  const { size } = await laptop.agent.store.add(join(folder, 'no'))
+  const gone = parseContentId('a'.repeat(52))
+  const stuck = await ours.offer(to2, [{ path: ['stuck'], size: 5_000_000, id: gone }])
+  await lab.until('the offer', () => theirs.received.some(one => one.offer === stuck.offer))
+  const accepting = friend.call('inbox-accept', { offer: stuck.offer, to })
+  accepting.catch(() => undefined)
+  await lab.until('its being accepted', () => theirs.received.some(one => one.offer === stuck.offer && one.state === 'accepted'))
+  await t.rejects(friend.call('gc', { remove: true }), { code: 'conflict' })
+  await friend.call('inbox-refuse', { offer: stuck.offer })
+  await t.rejects(accepting)
+  await friend.call('gc', { remove: true })
+  await lab.until('the offer being forgotten', () => ours.sent.length === 0 && theirs.received.length === 0)
+
+  // More than fit into one mail: the others come when those are through.
+  await lab.cut(laptop, friend)
+  await Promise.all(Array.from({ length: 102 }, (_, n) => ours.offer(to2, [{ path: [`f${n}`], size, id: gone }])))
+  await lab.heal(laptop, friend)
+  await lab.until('a hundred', () => theirs.received.length === 100)
+  await friend.call('inbox-refuse', { offer: ours.sent[0]!.offer })
+  const last = ours.sent[100]!.offer
+  await lab.until('the next', () => theirs.received.some(one => one.offer === last))
+
+  // A mail that says less than the list, and one offer by two names of one.
+  const { list, size: length, bytes, offer: real } = ours.sent[0]!
+  await theirs.mailCame(device, { answers: [], offers: [{ offer: 'abababab', list, size: length, files: 1, bytes: bytes - 1 }, { offer: 'abababab', list, size: length, files: 1, bytes }, { offer: 'cdcdcdcd', list, size: length, files: 2, bytes }, { offer: real, list, size: length, files: 1, bytes }] })
+  t.equal(theirs.received.filter(one => one.offer === 'abababab').length, 1)
+  await t.rejects(friend.call('inbox-accept', { offer: 'cdcdcdcd', to }), { code: 'verification', message: 'the list of the offer has other files than the offer said' })
+  t.equal((await inbox()).find(one => one.offer === 'cdcdcdcd')?.files, undefined)
+
+  lab.clock.advance(7 * 24 * 3_600_000 + 1)
+  t.strictSame([ours.lent(), ours.mailFor(to2).offers], [[], []], 'an offer whose time is up lends nothing, and keeps nothing in the store')
 })

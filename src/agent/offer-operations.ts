@@ -85,7 +85,7 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
     'inbox-refuse': async args => {
       const { offer } = readArguments(v.strictObject({ offer: text }), args)
       const found = agent.offers.find(offer)
-      if (found.state !== 'offered') throw new PatchcordError('already-exists', `this offer was ${found.state === 'done' ? 'fetched' : found.state} already`)
+      if (found.state === 'done' || found.state === 'refused') throw new PatchcordError('already-exists', `this offer was ${found.state === 'done' ? 'fetched' : found.state} already`)
       await agent.offers.refuse(found.offer)
       return { offer: found.offer }
     },
