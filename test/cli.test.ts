@@ -1,5 +1,6 @@
 import { execFile } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { createServer as createTcpServer, type AddressInfo } from 'node:net'
@@ -48,6 +49,14 @@ await t.test('without a service, commands say so and exit with 4', async t => {
     t.equal(run.code, 4)
     t.match(answer(run), { event: 'failed', code: 'not-running', hint: /patchcord up/ })
   }
+  // One that is killed in the middle of an answer.
+  mkdirSync(at('killed'))
+  const killed = createServer((_, response) => { response.write('{"event":"file"', () => { response.destroy() }) }).listen(at('killed/control.sock'))
+  await once(killed, 'listening')
+  t.teardown(() => killed.close())
+  const run = await patchcord(['ls', '--json', '--home', at('killed')])
+  t.equal(run.code, 4)
+  t.match(answer(run), { event: 'failed', code: 'stopped', hint: /patchcord up/ })
 })
 
 await t.test('up refuses what it cannot trust or use, and leaves nothing running', async t => {
