@@ -17,12 +17,13 @@ await t.test('safe names: a table, then anything', t => {
     ['a.txt', 'a.txt'], ['Ünï cödé.jpg', 'Ünï cödé.jpg'], ['.', '_'], ['..', '__'], ['', '_'], ['...', '__'], ['.bashrc', '_bashrc'], ['../../etc/passwd', '___.._etc_passwd'],
     ['a/b', 'a_b'], ['a\\b', 'a_b'], ['a\0b', 'ab'], ['a\nb', 'ab'], ['invoice\u202Efdp.exe', 'invoicefdp.exe'], ['\u2066x', 'x'], ['con', '_con'], ['NUL.txt', '_NUL.txt'], ['com1', '_com1'],
     ['company', 'company'], ['a ', 'a'], ['a.', 'a'], ['C:x', 'C_x'], ['a?*|', 'a___'],
+    ['nul .txt', '_nul .txt'], ['null .txt', 'null .txt'], ['e\u200d\u0301', 'é'], [`${'a'.repeat(199)} bcd`, 'a'.repeat(199)],
   ] as const) t.equal(safeName(name), safe, JSON.stringify(name))
   const long = safeName(`${'ä'.repeat(300)}.tar`)
   t.ok(Buffer.byteLength(long) <= 200 && long.endsWith('.tar'))
   fc.assert(fc.property(fc.oneof(fc.string({ unit: 'binary', maxLength: 40 }), fc.string({ maxLength: 300 })), name => {
     const safe = safeName(name)
-    return safe !== '' && safe !== '.' && safe !== '..' && !/[/\\\0]|[\p{Cc}\p{Cf}]/u.test(safe) && !safe.startsWith('.') && Buffer.byteLength(safe) <= 201
+    return safe !== '' && safe !== '.' && safe !== '..' && !/[/\\\0]|[\p{Cc}\p{Cf}]/u.test(safe) && !safe.startsWith('.') && !/[\s.]$/u.test(safe) && safe === safeName(safe) && Buffer.byteLength(safe) <= 201
   }), { numRuns: 2000 })
   t.end()
 })
