@@ -50,6 +50,14 @@ await t.test('without a service, commands say so and exit with 4', async t => {
     t.equal(run.code, 4)
     t.match(answer(run), { event: 'failed', code: 'not-running', hint: /patchcord up/ })
   }
+  // One that is killed in the middle of an answer.
+  mkdirSync(at('cut-off'))
+  const killed = createServer((_, response) => { response.write('{"event":"file"', () => { response.destroy() }) }).listen(at('cut-off/control.sock'))
+  await once(killed, 'listening')
+  t.teardown(() => killed.close())
+  const run = await patchcord(['ls', '--json', '--home', at('cut-off')])
+  t.equal(run.code, 4)
+  t.match(answer(run), { event: 'failed', code: 'stopped', hint: /patchcord up/ })
 })
 
 await t.test('up refuses what it cannot trust or use, and leaves nothing running', async t => {

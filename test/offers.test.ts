@@ -3,6 +3,7 @@ import { existsSync, readdirSync, readFileSync, statSync, symlinkSync, writeFile
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
+import { copyOut, giveFreeName, prepareFolder } from '../src/agent/copy-out.js'
 import { formatList, land, parseList } from '../src/agent/offer-list.js'
 import { parseContentId } from '../src/core/ids.js'
 import { eachWithin } from '../src/core/within.js'
@@ -16,12 +17,13 @@ await t.test('safe names: a table, then anything', t => {
     ['a.txt', 'a.txt'], ['Ünï cödé.jpg', 'Ünï cödé.jpg'], ['.', '_'], ['..', '__'], ['', '_'], ['...', '__'], ['.bashrc', '_bashrc'], ['../../etc/passwd', '___.._etc_passwd'],
     ['a/b', 'a_b'], ['a\\b', 'a_b'], ['a\0b', 'ab'], ['a\nb', 'ab'], ['invoice\u202Efdp.exe', 'invoicefdp.exe'], ['\u2066x', 'x'], ['con', '_con'], ['NUL.txt', '_NUL.txt'], ['com1', '_com1'],
     ['company', 'company'], ['a ', 'a'], ['a.', 'a'], ['C:x', 'C_x'], ['a?*|', 'a___'],
+    ['nul .txt', '_nul .txt'], ['null .txt', 'null .txt'], ['e\u200d\u0301', 'é'], [`${'a'.repeat(199)} bcd`, 'a'.repeat(199)],
   ] as const) t.equal(safeName(name), safe, JSON.stringify(name))
   const long = safeName(`${'ä'.repeat(300)}.tar`)
   t.ok(Buffer.byteLength(long) <= 200 && long.endsWith('.tar'))
   fc.assert(fc.property(fc.oneof(fc.string({ unit: 'binary', maxLength: 40 }), fc.string({ maxLength: 300 })), name => {
     const safe = safeName(name)
-    return safe !== '' && safe !== '.' && safe !== '..' && !/[/\\\0]|[\p{Cc}\p{Cf}]/u.test(safe) && !safe.startsWith('.') && Buffer.byteLength(safe) <= 201
+    return safe !== '' && safe !== '.' && safe !== '..' && !/[/\\\0]|[\p{Cc}\p{Cf}]/u.test(safe) && !safe.startsWith('.') && !/[\s.]$/u.test(safe) && safe === safeName(safe) && Buffer.byteLength(safe) <= 201
   }), { numRuns: 2000 })
   t.end()
 })
@@ -46,7 +48,35 @@ await t.test('landing: what is there stays, shapes stay, nothing leaves the fold
   t.ok(existsSync(join(to, 'same (2)')))
   t.strictSame(readdirSync(join(home, 'outside')), [])
   t.equal(landed.length, 8)
+  t.throws(() => formatList([{ path: Array<string>(65).fill('d'), size, id }]), { code: 'too-large', message: /lies more than 64 folders deep/ }, 'what nobody could accept is not offered')
+  t.throws(() => formatList(Array.from({ length: 10_001 }, () => ({ path: ['a'], size, id }))), { code: 'too-large' })
   for (const bad of ['', '{}', '[]', '{"patchcord":"offer/2","files":[]}', `{"patchcord":"offer/1","files":[{"path":"a","size":1,"id":"${id}"}]}`, `{"patchcord":"offer/1","files":[{"path":[],"size":1,"id":"${id}"}]}`, '{"patchcord":"offer/1","files":[{"path":["a"],"size":1,"id":"x"}]}', `{"patchcord":"offer/1","files":[{"path":["a"],"size":-1,"id":"${id}"}]}`]) t.throws(() => parseList(bad), { code: 'verification' }, bad)
+})
+
+await t.test('landing: names of any length; folders are made, or what is in the way is told', async t => {
+  const home = t.testdir({ file: 'x', to: {} })
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  const { id, size } = await store.add(join(home, 'file'))
+  // 200 bytes is what a safe name may have; with a longer one beside it no name would fit.
+  const name = '漢'.repeat(66)
+  t.strictSame(await land(store, [{ path: [name], size, id }], join(home, 'to/new/deep')), [join(home, 'to/new/deep', name)])
+  await copyOut(store.path(id), join(home, 'to', '漢'.repeat(85)), false)
+  t.strictSame(readdirSync(join(home, 'to')).toSorted(), ['new', '漢'.repeat(85)])
+  await t.rejects(prepareFolder(join(home, 'file')), { code: 'unreadable', message: `${join(home, 'file')} is not a folder` })
+  await t.rejects(prepareFolder(join(home, 'file/below')), { code: 'unreadable' })
+  await t.rejects(prepareFolder('/proc/no-such-folder/below'), { code: 'unreadable' }, 'and it ends')
+  symlinkSync(join(home, 'nowhere'), join(home, 'link'))
+  await t.rejects(prepareFolder(join(home, 'link')), { code: 'unreadable' })
+
+  // A file system without links: nothing is replaced there either.
+  const noLink = async (): Promise<void> => { throw Object.assign(new Error('operation not permitted'), { code: 'EPERM' }) }
+  const [part, free, taken] = ['part', 'free', 'taken'].map(each => join(home, 'to', each)) as [string, string, string]
+  writeFileSync(part, 'new')
+  writeFileSync(taken, 'mine')
+  await t.rejects(giveFreeName(part, taken, noLink), { code: 'EEXIST' })
+  await giveFreeName(part, free, noLink)
+  t.strictSame([readFileSync(taken, 'utf8'), readFileSync(free, 'utf8'), existsSync(part)], ['mine', 'new', false])
 })
 
 await t.test('what lies aside is given away once, and never a name that shares its bytes with another', async t => {
@@ -144,6 +174,9 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: true, rule: 'file: lent' })
   await t.rejects(other.call('get', { id, output: join(folder, 'x'), from: 'laptop' }), { code: 'not-found' })
   await t.rejects(friend.call('inbox-accept', { offer: 'ffffffff', to }), { code: 'not-found' })
+  const said: string[] = []
+  await t.rejects(friend.call('inbox-accept', { offer: offer!.offer, to: join(folder, 'holiday/a.jpg') }, ({ event }) => { said.push(event) }), { code: 'unreadable' })
+  t.strictSame([said, (await inbox())[0]?.state], [[], 'offered'], 'where nothing can land nothing was accepted')
   t.match(await friend.call('inbox-accept', { offer: offer!.offer, to }), { files: 3, landed: [join(to, 'holiday')] })
   t.equal(readFileSync(join(to, 'holiday/deep/nothing')).length, 0)
   t.equal(await friend.agent.store.has(id), false, 'what was fetched for the inbox alone is not kept a second time')
@@ -169,4 +202,41 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   await friend.call('inbox-rule', { device: 'laptop', rule: 'accept', to })
   t.match(await laptop.call('send', { device: 'friend', paths: [join(folder, 'no'), join(folder, 'holiday')] }), { answer: 'done' })
   t.strictSame(readdirSync(to).toSorted(), ['holiday', 'holiday (2)', 'no'])
+
+  // What was accepted and cannot be had any more is in nobody's way: not in that of gc, nor in the inbox.
+  const [ours, theirs] = [laptop.agent.offers, friend.agent.offers]
+  const device = laptop.agent.keystore.identity.device
+  const to2 = friend.agent.keystore.identity.device
+  await friend.call('inbox-rule', { device: 'laptop', rule: 'ask' })
+  const { size } = await laptop.agent.store.add(join(folder, 'no'))
+  const gone = parseContentId('a'.repeat(52))
+  const stuck = await ours.offer(to2, [{ path: ['stuck'], size: 5_000_000, id: gone }])
+  await lab.until('the offer', () => theirs.received.some(one => one.offer === stuck.offer))
+  const accepting = friend.call('inbox-accept', { offer: stuck.offer, to })
+  accepting.catch(() => undefined)
+  await lab.until('its being accepted', () => theirs.received.some(one => one.offer === stuck.offer && one.state === 'accepted'))
+  await t.rejects(friend.call('gc', { remove: true }), { code: 'conflict' })
+  await friend.call('inbox-refuse', { offer: stuck.offer })
+  await t.rejects(accepting)
+  await friend.call('gc', { remove: true })
+  await lab.until('the offer being forgotten', () => ours.sent.length === 0 && theirs.received.length === 0)
+
+  // More than fit into one mail: the others come when those are through.
+  await lab.cut(laptop, friend)
+  await Promise.all(Array.from({ length: 102 }, (_, n) => ours.offer(to2, [{ path: [`f${n}`], size, id: gone }])))
+  await lab.heal(laptop, friend)
+  await lab.until('a hundred', () => theirs.received.length === 100)
+  await friend.call('inbox-refuse', { offer: ours.sent[0]!.offer })
+  const last = ours.sent[100]!.offer
+  await lab.until('the next', () => theirs.received.some(one => one.offer === last))
+
+  // A mail that says less than the list, and one offer by two names of one.
+  const { list, size: length, bytes, offer: real } = ours.sent[0]!
+  await theirs.mailCame(device, { answers: [], offers: [{ offer: 'abababab', list, size: length, files: 1, bytes: bytes - 1 }, { offer: 'abababab', list, size: length, files: 1, bytes }, { offer: 'cdcdcdcd', list, size: length, files: 2, bytes }, { offer: real, list, size: length, files: 1, bytes }] })
+  t.equal(theirs.received.filter(one => one.offer === 'abababab').length, 1)
+  await t.rejects(friend.call('inbox-accept', { offer: 'cdcdcdcd', to }), { code: 'verification', message: 'the list of the offer has other files than the offer said' })
+  t.equal((await inbox()).find(one => one.offer === 'cdcdcdcd')?.files, undefined)
+
+  lab.clock.advance(7 * 24 * 3_600_000 + 1)
+  t.strictSame([ours.lent(), ours.mailFor(to2).offers], [[], []], 'an offer whose time is up lends nothing, and keeps nothing in the store')
 })

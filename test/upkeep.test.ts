@@ -29,6 +29,20 @@ await t.test('get by name, verify, gc, add --move', async t => {
   await t.rejects(device.call('add', { paths: [join(folder, 'in', 'kept.bin')], to: 'nowhere', move: true }), { code: 'not-found' })
   t.ok(existsSync(join(folder, 'in', 'kept.bin')), 'what was not added stays')
 
+  // A document that says something else of the file, as a device that may write it can make it, is put right.
+  const found = await device.db('GET', `/notes/${kept}`)
+  t.match(found.value, { _id: kept, type: 'file', size: large.length, names: ['kept.bin'], contentType: 'application/octet-stream', mtime: /^\d{4}-.*Z$/ })
+  t.equal((await device.db('PUT', `/notes/${kept}`, { ...found.value as object, size: 1 })).status, 201)
+  await device.call('add', { paths: [join(folder, 'in', 'kept.bin')], to: 'notes' })
+  t.match((await device.db('GET', `/notes/${kept}`)).value, { size: large.length, names: ['kept.bin'] })
+
+  // The store's own files, by whatever path, and what lies around them.
+  await device.call('add', { paths: [path(kept)], to: 'notes', move: true })
+  t.ok(existsSync(path(kept)), 'what is the store itself is not moved into it')
+  const passed: string[] = []
+  t.match(await device.call('add', { paths: [dirname(device.home.root)], move: true }, event => { if (event.event === 'passed-over') passed.push(event.path) }), { files: 0 })
+  t.ok(passed.includes(device.home.root))
+  await t.rejects(device.call('get', { id: 'kept.bin', output: join(folder, 'in'), force: true }), { code: 'already-exists', message: `${join(folder, 'in')} is a folder` })
   t.match(await device.call('get', { id: 'kept.bin', output: join(folder, 'out') }), { id: kept })
   t.ok(readFileSync(join(folder, 'out')).equals(large))
   await t.rejects(device.call('get', { id: 'nothing.bin', output: join(folder, 'x') }), { code: 'not-found' })
@@ -61,4 +75,12 @@ await t.test('get by name, verify, gc, add --move', async t => {
   }
   t.match(await device.call('verify', {}), { files: 1, damaged: 0 })
   t.equal(await add('kept.bin', large, { to: 'notes' }), kept, 'and can be added again')
+
+  // What cannot be read holds up nothing else that was named.
+  writeFileSync(join(folder, 'in', 'last.TXT'), 'last')
+  const added: string[] = []
+  await t.rejects(device.call('add', { paths: [join(folder, 'in', 'nothing'), join(folder, 'in', 'last.TXT')], to: 'notes' }, event => { if (event.event === 'added') added.push(event.id) }), { code: 'unreadable', message: '1 of 2 files was not added' })
+  t.strictSame(await device.agent.store.records(parseContentId(added[0] ?? '')), ['notes'])
+  t.match((await device.db('GET', `/notes/${added[0]}`)).value, { names: ['last.TXT'], contentType: 'text/plain' })
+  await t.rejects(device.call('add', { paths: [join(folder, 'in', 'nothing')] }), { code: 'unreadable', message: `${join(folder, 'in', 'nothing')} does not exist` })
 })

@@ -1,10 +1,11 @@
 import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
-import { chmod, copyFile, link, mkdir, rename, stat, unlink } from 'node:fs/promises'
-import { basename, dirname, join } from 'node:path'
+import { access, chmod, copyFile, link, mkdir, open, rename, stat, unlink } from 'node:fs/promises'
+import { dirname, join } from 'node:path'
 import { syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import { numbered } from '../core/safe-name.js'
+import { NO_LINK } from '../files/asides.js'
 
 /** Told how many bytes more there are of a copy. */
 export type OnBytes = (bytes: number) => void
@@ -18,21 +19,33 @@ export async function copyOut (from: string, to: string, force: boolean, onBytes
 
 /** The same, while the name may still be lost by a crash: who copies many syncs their folder once. */
 export async function copyUnsynced (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
-  const temporary = join(dirname(to), `.${basename(to).slice(0, 100)}.${randomBytes(6).toString('hex')}.part`)
+  // Not made of the name that it becomes: a name may be as long as the system takes, in bytes.
+  const temporary = join(dirname(to), `.patchcord-${randomBytes(6).toString('hex')}.part`)
   try {
     await watched(temporary, onBytes, () => copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL))
     await chmod(temporary, 0o666 & ~process.umask())
     if (force) await rename(temporary, to)
-    else {
-      // rename(2) would replace what came there meanwhile; link(2) does not.
-      await link(temporary, to)
-      await unlink(temporary)
-    }
+    else await giveFreeName(temporary, to)
   } catch (error) {
-    await unlink(temporary).catch((left: unknown) => { if (systemCode(left) !== 'ENOENT') throw left })
+    await unlink(temporary).catch(() => { /* the first error is the one to tell */ })
     if (systemCode(error) === 'EEXIST') throw new PatchcordError('already-exists', `${to} is there already`, { hint: 'choose another path, or say --force' })
     throw fileError(error, to)
   }
+}
+
+/** Gives a file the name `to` in the same folder, where that is free; its own is then gone. Throws EEXIST where it is taken. */
+export async function giveFreeName (temporary: string, to: string, linkTo: (from: string, to: string) => Promise<void> = link): Promise<void> {
+  // rename(2) would replace what came there meanwhile; link(2) does not.
+  try {
+    await linkTo(temporary, to)
+  } catch (error) {
+    if (!NO_LINK.has(systemCode(error) ?? '')) throw error
+    // Without links an empty file takes the name first, and is then replaced.
+    await (await open(to, 'wx')).close()
+    await rename(temporary, to)
+    return
+  }
+  await unlink(temporary)
 }
 
 const WATCH_MS = 250
@@ -75,4 +88,24 @@ export async function underFreeName (folder: string, name: string, make: (path: 
 /** Makes a folder that was not there. */
 export async function makeFolder (path: string): Promise<void> {
   await mkdir(path)
+}
+
+/** Makes a folder, and those above it, where they are missing, and sees that something can be put into it. Throws
+ * `unreadable` and the like, naming the path. Step by step: Node's own `recursive` never ends where the system says that the parent
+ * of what is made is missing though it is there (/proc, an automount). */
+export async function prepareFolder (path: string): Promise<void> {
+  try {
+    await makeMissing(path)
+    await access(path, constants.W_OK | constants.X_OK)
+  } catch (error) {
+    throw fileError(error, path)
+  }
+}
+
+async function makeMissing (path: string): Promise<void> {
+  const status = await stat(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw error })
+  if (status?.isDirectory() === false) throw new PatchcordError('unreadable', `${path} is not a folder`, { hint: 'choose another folder' })
+  if (status !== undefined) return
+  if (dirname(path) !== path) await makeMissing(dirname(path))
+  await mkdir(path).catch(async (error: unknown) => { if (systemCode(error) !== 'EEXIST' || !(await stat(path)).isDirectory()) throw error })
 }

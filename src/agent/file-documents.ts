@@ -1,7 +1,9 @@
 import { basename } from 'node:path'
 import { PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName } from '../core/ids.js'
+import { contentTypeOf } from './content-types.js'
 import type { CouchClient } from './couch-client.js'
+import { sizeIn } from './file-feed.js'
 
 /** What is known of a file that was added. */
 export interface NamedFile {
@@ -18,6 +20,7 @@ interface FileDocument {
   type: 'file'
   size: number
   names: string[]
+  contentType?: unknown
   mtime: string
   [other: string]: unknown
 }
@@ -45,8 +48,9 @@ async function writeOnce (couch: CouchClient, database: DatabaseName, files: rea
     const before = byId.get(id) ?? rows.get(id)
     const names = new Set(Array.isArray(before?.names) ? before.names : [])
     const name = basename(path)
-    if (before !== undefined && names.has(name)) continue
-    byId.set(id, { ...before, _id: id, type: 'file', size, names: [...names, name].slice(-MOST_NAMES), mtime: new Date(mtime).toISOString() })
+    // Whatever else was written there: what the file is, this device knows.
+    if (names.has(name) && sizeIn(id, before) === size) continue
+    byId.set(id, { ...before, _id: id, type: 'file', size, names: [...names.add(name)].slice(-MOST_NAMES), contentType: typeof before?.contentType === 'string' ? before.contentType : contentTypeOf(name), mtime: new Date(mtime).toISOString() })
   }
   if (byId.size === 0) return []
   const written = await couch.ask('POST', `${path}/_bulk_docs`, { docs: [...byId.values()] })

@@ -1,10 +1,11 @@
-import { lstat, stat, unlink } from 'node:fs/promises'
+import { constants } from 'node:fs'
+import { access, lstat, stat, unlink } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import * as v from 'valibot'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import { isContentId, parseDatabaseName, type ContentId } from '../core/ids.js'
 import type { OperationTable } from '../control/operations.js'
-import { walk, type PassedOver } from '../files/walk.js'
+import { walk, type WalkOptions } from '../files/walk.js'
 import type { Source } from '../sync/ask-file.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
@@ -29,7 +30,7 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
       let failed = 0
       let batch: NamedFile[] = []
       // Removed only at the end, when all is recorded too.
-      const moved: string[] = []
+      const moved: Array<{ readonly path: string, readonly id: ContentId }> = []
       const record = async (): Promise<void> => {
         if (database === undefined || batch.length === 0) return
         const named = batch
@@ -40,9 +41,16 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
           await writeFileDocuments(agent.couch.client, database, named)
         })
       }
-      const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths), signal })
+      const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths, agent.home.root), signal })
       const passedOver = (path: string, reason: string): void => { emit({ event: 'passed-over', path, reason }) }
-      for await (const added of store.addAll(walkAll(paths, passedOver), { signal, onBytes: bytes => { meter.add(bytes) } })) {
+      // What else was named is taken in all the same.
+      const unreadable = (path: string, error: PatchcordError): void => {
+        if (paths.length === 1 && path === paths[0]) throw error
+        failed += 1
+        emit({ event: 'failed', path, error: error.message, hint: error.hint })
+      }
+      const found = walkAll(paths, { passedOver, unreadable, except: agent.home.root })
+      for await (const added of store.addAll(found, { signal, onBytes: bytes => { meter.add(bytes) } })) {
         meter.add(0, 1)
         if ('error' in added) {
           failed += 1
@@ -55,7 +63,7 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         if (move) {
           // What somebody wrote to while it was read stays where it is.
           const status = await lstat(added.path).catch(() => undefined)
-          if (status !== undefined && status.size === added.size && Math.max(status.mtimeMs, status.ctimeMs) < begun) moved.push(added.path)
+          if (status !== undefined && status.size === added.size && Math.max(status.mtimeMs, status.ctimeMs) < begun) moved.push(added)
           else emit({ event: 'failed', path: added.path, error: `${added.path} was added, and stays: it changed just now`, hint: 'add it again once nothing writes to it' })
         }
         if (database !== undefined) {
@@ -65,7 +73,12 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
         }
       }
       await record()
-      for (const path of moved) await unlink(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw fileError(error, path) })
+      for (const { path, id } of moved) {
+        // Not the store's own file, should that be what was named; nor what a gc has removed there meanwhile.
+        const [status, kept] = await Promise.all([path, store.path(id)].map(one => lstat(one).catch(() => undefined)))
+        if (kept === undefined || (status?.ino === kept.ino && status.dev === kept.dev)) continue
+        await unlink(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw fileError(error, path) })
+      }
       if (failed > 0) throw new PatchcordError('unreadable', `${failed} of ${failed + files} files ${failed === 1 ? 'was' : 'were'} not added`, { hint: 'the lines above name each one and what to do' })
       return { files, bytes, seconds: (agent.clock.monotonic() - started) / 1000 }
     }),
@@ -93,9 +106,8 @@ export function fileOperations (agent: Agent): Pick<OperationTable, 'add' | 'ls'
     get: async (args, emit, signal) => {
       const { id: given, output, from, force = false } = readArguments(v.strictObject({ id: text, output: absolutePath, from: v.exactOptional(text), force: v.exactOptional(v.boolean()) }), args)
       const id = isContentId(given) ? given : await findByName(agent.couch.client, agent.databases, given)
-      if (!force && await exists(output)) throw new PatchcordError('already-exists', `${output} is there already`, { hint: 'choose another path, or say --force' })
       // Before hours of fetching, not after them.
-      await checkFolder(dirname(output))
+      await checkOutput(output, force)
       const started = agent.clock.monotonic()
       const sources: string[] = []
       if (!await store.has(id)) {
@@ -127,8 +139,8 @@ async function importing<Result> (agent: Agent, task: () => Promise<Result>): Pr
   }
 }
 
-async function * walkAll (paths: readonly string[], passedOver: PassedOver): AsyncIterable<string> {
-  for (const path of paths) for await (const found of walk(path, passedOver)) yield found.path
+async function * walkAll (paths: readonly string[], options: WalkOptions): AsyncIterable<string> {
+  for (const path of paths) for await (const found of walk(path, options)) yield found.path
 }
 
 /** Why nobody is asked: nobody is there, or nobody who is there has shared it. */
@@ -137,18 +149,14 @@ function nobody (agent: Agent, id: ContentId): PatchcordError {
   return new PatchcordError('not-found', `no device that is connected has shared ${id} with this one`, { hint: 'accept the database it belongs to, or name the device with --from' })
 }
 
-/** Throws where nothing can be written into the folder because there is none. */
-async function checkFolder (path: string): Promise<void> {
-  const status = await stat(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw fileError(error, path) })
-  if (status?.isDirectory() !== true) throw new PatchcordError('not-found', `there is no folder ${path}`, { hint: 'make it first, or choose another path' })
-}
-
-async function exists (path: string): Promise<boolean> {
-  try {
-    await lstat(path)
-    return true
-  } catch (error) {
-    if (systemCode(error) === 'ENOENT') return false
-    throw fileError(error, path)
-  }
+/** Throws where no file can be written to `path`: its name is taken (with `force`, by a folder), or there is no folder that it could be
+ * written into. */
+async function checkOutput (path: string, force: boolean): Promise<void> {
+  const [status, folder] = await Promise.all([lstat(path), stat(dirname(path))].map(async asked => await asked.catch((error: unknown) => {
+    if (systemCode(error) !== 'ENOENT' && systemCode(error) !== 'ENOTDIR') throw fileError(error, path)
+  })))
+  if (status?.isDirectory() === true) throw new PatchcordError('already-exists', `${path} is a folder`, { hint: 'name a file in it' })
+  if (status !== undefined && !force) throw new PatchcordError('already-exists', `${path} is there already`, { hint: 'choose another path, or say --force' })
+  if (folder?.isDirectory() !== true) throw new PatchcordError('not-found', `there is no folder ${dirname(path)}`, { hint: 'make it first, or choose another path' })
+  await access(dirname(path), constants.W_OK | constants.X_OK).catch((error: unknown) => { throw fileError(error, dirname(path)) })
 }

@@ -78,7 +78,7 @@ export class ProgressMeter {
   }
 }
 
-/** The sizes of the regular files at and below the paths. */
-export async function * sizesBelow (paths: readonly string[]): AsyncIterable<number> {
-  for (const path of paths) for await (const found of walk(path)) yield (await lstat(found.path)).size
+/** The sizes of the regular files at and below the paths, but for those in the folder `except`. */
+export async function * sizesBelow (paths: readonly string[], except: string): AsyncIterable<number> {
+  for (const path of paths) for await (const found of walk(path, { except })) yield (await lstat(found.path)).size
 }

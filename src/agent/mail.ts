@@ -11,7 +11,8 @@ import type { KnownDevice, TrustBook } from './trust-book.js'
 //    "answers":[{"offer":"9f…","answer":"accepted","done":3}]} what became of the reader's offers, and how many bytes are there
 
 const MOST_ENTRIES = 1_000
-const MOST_OFFERS = 100
+/** Offers, and answers, in one mail: a longer one says nothing to anybody. */
+export const MOST_OFFERS = 100
 
 const offer = v.pipe(v.string(), v.regex(/^[0-9a-f]{8,40}$/))
 const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))

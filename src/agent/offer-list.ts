@@ -1,13 +1,12 @@
-import { mkdir } from 'node:fs/promises'
 import * as v from 'valibot'
 import { syncFolder } from '../core/durable-file.js'
-import { PatchcordError } from '../core/errors.js'
-import { parseContentId, type ContentId } from '../core/ids.js'
+import { fileError, PatchcordError } from '../core/errors.js'
+import { cut, parseContentId, type ContentId } from '../core/ids.js'
 import { safeName } from '../core/safe-name.js'
 import { contentId, parseJson } from '../core/shape.js'
 import { LEAF_BYTES } from '../files/content-id.js'
 import type { FileStore } from '../files/store.js'
-import { copyUnsynced, makeFolder, underFreeName, type OnBytes } from './copy-out.js'
+import { copyUnsynced, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
 
 // The list of an offer is itself a file of the store, so that any number of files fits into a mail:
 //   {"patchcord":"offer/1","files":[{"path":["holiday","a.jpg"],"size":3,"id":"mcpw4…"}]}
@@ -17,10 +16,13 @@ const MOST_FILES = 10_000
 /** The largest list (bytes): one leaf, some 7,000 files. */
 export const MOST_LIST_BYTES = LEAF_BYTES
 
+/** How deep a file may lie. */
+const MOST_PARTS = 64
+
 const size = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 const ListShape = v.object({
   patchcord: v.literal('offer/1'),
-  files: v.pipe(v.array(v.object({ path: v.pipe(v.array(v.pipe(v.string(), v.maxLength(1_000))), v.minLength(1), v.maxLength(64)), size, id: contentId })), v.maxLength(MOST_FILES)),
+  files: v.pipe(v.array(v.object({ path: v.pipe(v.array(v.pipe(v.string(), v.maxLength(1_000))), v.minLength(1), v.maxLength(MOST_PARTS)), size, id: contentId })), v.maxLength(MOST_FILES)),
 })
 
 /** Files that are given their names, or copied out, at once. */
@@ -33,9 +35,13 @@ export interface OfferedFile {
   readonly id: ContentId
 }
 
-/** The text of a list. */
+/** The text of a list. Throws `too-large` for one that `parseList` would not take, or that is longer than a list may be. */
 export function formatList (files: readonly OfferedFile[]): Buffer {
-  return Buffer.from(JSON.stringify({ patchcord: 'offer/1', files }))
+  const deep = files.find(({ path }) => path.length > MOST_PARTS)
+  if (deep !== undefined) throw new PatchcordError('too-large', `${cut(deep.path.join('/'))} lies more than ${MOST_PARTS} folders deep`, { hint: 'send the inner folder by itself' })
+  const list = Buffer.from(JSON.stringify({ patchcord: 'offer/1', files }))
+  if (files.length > MOST_FILES || list.length > MOST_LIST_BYTES) throw new PatchcordError('too-large', `a list of ${files.length} files is too long for one offer`, { hint: 'send fewer at once' })
+  return list
 }
 
 /** What a list says, with every name safe. Throws `verification` for what is none. */
@@ -47,7 +53,7 @@ export function parseList (text: string): OfferedFile[] {
  * list. Nothing there is replaced: a top name that is taken gets a number, and what is below it is so always in a folder
  * that was just made. Where each top name landed. Throws what the disk says. */
 export async function land (store: FileStore, files: readonly OfferedFile[], to: string, { asides = new Set(), onBytes }: { readonly asides?: ReadonlySet<ContentId>, readonly onBytes?: OnBytes } = {}): Promise<string[]> {
-  await mkdir(to, { recursive: true })
+  await prepareFolder(to)
   const folders = new Map<string, string>()
   const landed: string[] = []
   const folder = async (parts: readonly string[]): Promise<string> => {
@@ -82,6 +88,6 @@ export async function land (store: FileStore, files: readonly OfferedFile[], to:
     for (const { at, name, file } of left) await put(file, at, name)
   }))
   for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
-  await Promise.all([to, ...folders.values()].map(syncFolder))
+  await Promise.all([to, ...folders.values()].map(async path => { await syncFolder(path).catch((error: unknown) => { throw fileError(error, path) }) }))
   return landed
 }

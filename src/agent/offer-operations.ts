@@ -20,12 +20,12 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       const files: OfferedFile[] = []
       agent.importing += 1
       let sent: SentOffer
-      const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths), signal })
+      const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths, agent.home.root), signal })
       try {
         for (const path of paths) {
           const top = path.slice(path.lastIndexOf('/') + 1)
           const below = path.endsWith('/') ? path.length : path.length + 1
-          for await (const added of store.addAll(pathsOf(path, emit), { isLater: true, signal, onBytes: bytes => { meter.add(bytes) } })) {
+          for await (const added of store.addAll(pathsOf(path, agent.home.root, emit), { isLater: true, signal, onBytes: bytes => { meter.add(bytes) } })) {
             if ('error' in added) throw added.error
             meter.add(0, 1)
             files.push({ path: added.path === path ? [top] : [top, ...added.path.slice(below).split('/')], size: added.size, id: added.id })
@@ -85,7 +85,7 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
     'inbox-refuse': async args => {
       const { offer } = readArguments(v.strictObject({ offer: text }), args)
       const found = agent.offers.find(offer)
-      if (found.state !== 'offered') throw new PatchcordError('already-exists', `this offer was ${found.state === 'done' ? 'fetched' : found.state} already`)
+      if (found.state === 'done' || found.state === 'refused') throw new PatchcordError('already-exists', `this offer was ${found.state === 'done' ? 'fetched' : found.state} already`)
       await agent.offers.refuse(found.offer)
       return { offer: found.offer }
     },
@@ -100,6 +100,6 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
   }
 }
 
-async function * pathsOf (path: string, emit: (event: { event: 'passed-over', path: string, reason: string }) => void): AsyncIterable<string> {
-  for await (const found of walk(path, (passed, reason) => { emit({ event: 'passed-over', path: passed, reason }) })) yield found.path
+async function * pathsOf (path: string, except: string, emit: (event: { event: 'passed-over', path: string, reason: string }) => void): AsyncIterable<string> {
+  for await (const found of walk(path, { except, passedOver: (passed, reason) => { emit({ event: 'passed-over', path: passed, reason }) } })) yield found.path
 }

@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto'
+import { setMaxListeners } from 'node:events'
 import { join } from 'node:path'
 import * as v from 'valibot'
 import type { Timer } from '../core/clock.js'
@@ -11,11 +12,12 @@ import { contentIdOf, leafHash } from '../files/content-id.js'
 import { SMALL_MOST } from '../files/small-work.js'
 import type { DownloadEvent } from '../sync/download.js'
 import { Rate } from '../sync/rate.js'
-import type { TransferEvent } from '../control/operations.js'
+import type { InboxAcceptEvent } from '../control/operations.js'
 import type { Agent } from './agent.js'
+import { prepareFolder } from './copy-out.js'
 import { sourceOf } from './file-sources.js'
 import { ProgressMeter } from './local-progress.js'
-import type { OfferAnswer, PeerMail } from './mail.js'
+import { MOST_OFFERS, type OfferAnswer, type PeerMail } from './mail.js'
 import { formatList, land, MOST_LIST_BYTES, parseList, type OfferedFile } from './offer-list.js'
 
 const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
@@ -50,8 +52,8 @@ export class Offers {
   readonly #path: string
   #state: State
   #writing: Promise<void> = Promise.resolve()
-  /** Offers that are being fetched, and how many bytes of each are here. */
-  readonly #fetching = new Map<string, number>()
+  /** Offers that are being fetched, how many bytes of each are here, and what ends it. */
+  readonly #fetching = new Map<string, { done: number, readonly abort: AbortController }>()
   /** Files of the offers that are being fetched or land, and of how many. */
   readonly #landing = new Map<ContentId, number>()
   #flushing: Timer | undefined
@@ -92,11 +94,11 @@ export class Offers {
   get sent (): readonly SentOffer[] { return this.#state.sent }
 
   /** Whether files of an offer are on their way in or out of the store. */
-  get isBusy (): boolean { return this.#fetching.size > 0 || this.#state.received.some(({ state }) => state === 'accepted') }
+  get isBusy (): boolean { return this.#fetching.size > 0 || this.#standing(this.#state).received.some(({ state }) => state === 'accepted') }
 
   /** What the server lends, for its env. */
   lent (): Array<{ device: DeviceId, files: ContentId[], until: string }> {
-    return this.#state.sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
+    return this.#standing(this.#state).sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
   }
 
   /** Until when a file is lent to a device (ms since 1970), or undefined. */
@@ -105,13 +107,14 @@ export class Offers {
     return ends.length === 0 ? undefined : Math.max(...ends)
   }
 
-  /** What a device is told by mail. */
+  /** What a device is told by mail: the oldest first, the others when those are through. */
   mailFor (to: DeviceId): Pick<PeerMail, 'offers' | 'answers'> {
-    const now = this.#agent.clock.now()
+    const { sent, received } = this.#standing(this.#state)
     return {
-      offers: this.#state.sent.filter(({ device, answer, until }) => device === to && (answer === 'none' || answer === 'accepted') && Date.parse(until) > now)
+      offers: sent.filter(({ device, answer }) => device === to && (answer === 'none' || answer === 'accepted')).slice(0, MOST_OFFERS)
         .map(({ offer, list, size, files, bytes }) => ({ offer, list, size, files: files.length, bytes })),
-      answers: this.#state.received.filter(({ device, state }) => device === to && state !== 'offered').map(({ offer, state, bytes }) => ({ offer, answer: state as OfferAnswer, done: state === 'done' ? bytes : this.#fetching.get(offer) ?? 0 })),
+      answers: received.filter(({ device, state }) => device === to && state !== 'offered').slice(0, MOST_OFFERS)
+        .map(({ offer, state, bytes }) => ({ offer, answer: state as OfferAnswer, done: state === 'done' ? bytes : this.#fetching.get(offer)?.done ?? 0 })),
     }
   }
 
@@ -119,25 +122,27 @@ export class Offers {
   async offer (device: DeviceId, files: readonly OfferedFile[]): Promise<SentOffer> {
     const { store, clock } = this.#agent
     const list = formatList(files)
-    if (list.length > MOST_LIST_BYTES) throw new PatchcordError('too-large', `a list of ${files.length} files is too long for one offer`, { hint: 'send fewer at once' })
     const id = contentIdOf(leafHash(list))
     await store.put(id, list)
     const sent: SentOffer = {
       offer: randomBytes(10).toString('hex'), device, list: id, size: list.length, files: files.map(file => file.id),
-      bytes: files.reduce((sum, file) => sum + file.size, 0), until: new Date(clock.now() + STANDS_MS).toISOString(), answer: 'none',
+      bytes: sumOf(files), until: new Date(clock.now() + STANDS_MS).toISOString(), answer: 'none',
     }
     await this.#change(state => ({ ...state, sent: [...state.sent, sent] }))
     return sent
   }
 
   /** The files of an offer, from the list that the sender lent. */
-  async list ({ device, list, size }: ReceivedOffer, signal?: AbortSignal): Promise<OfferedFile[]> {
+  async list ({ device, list, size, files, bytes }: ReceivedOffer, signal?: AbortSignal): Promise<OfferedFile[]> {
     const { store } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
     await this.#fetch(device, list, size, undefined, signal)
     const chunks: Buffer[] = []
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
-    return parseList(Buffer.concat(chunks).toString('utf8'))
+    const listed = parseList(Buffer.concat(chunks).toString('utf8'))
+    // The person may have been shown what the mail said alone.
+    if (listed.length !== files || sumOf(listed) !== bytes) throw new PatchcordError('verification', 'the list of the offer has other files than the offer said', { hint: 'ask who sent it' })
+    return listed
   }
 
   find (text: string): ReceivedOffer {
@@ -146,25 +151,34 @@ export class Offers {
     return found[0]
   }
 
+  /** Says no, also to what was accepted and is not here yet: what is being fetched of it ends. */
   async refuse (offer: string): Promise<void> {
     await this.#setState(offer, { state: 'refused' })
+    this.#fetching.get(offer)?.abort.abort(new PatchcordError('refused', 'the offer was refused meanwhile', { hint: 'nothing of it landed' }))
   }
 
-  /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. */
-  async accept (offer: ReceivedOffer, to: string, onEvent: (event: TransferEvent) => void, signal?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
+  /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. Nothing is accepted where nothing could
+   * land. */
+  async accept (offer: ReceivedOffer, to: string, onEvent: (event: InboxAcceptEvent) => void, given?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
     if (this.#fetching.has(offer.offer)) throw new PatchcordError('already-exists', 'this offer is being fetched already', { hint: 'wait for it to end' })
     if (offer.state === 'done') throw new PatchcordError('already-exists', 'this offer was fetched already')
-    this.#fetching.set(offer.offer, 0)
+    const abort = new AbortController()
+    const signal = given === undefined ? abort.signal : AbortSignal.any([abort.signal, given])
+    // Each file that is on its way listens.
+    setMaxListeners(0, signal)
+    this.#fetching.set(offer.offer, { done: 0, abort })
     const asides = new Set<ContentId>()
     let ids: ReadonlySet<ContentId> = new Set()
     try {
       const files = await this.list(offer, signal)
+      await prepareFolder(to)
       ids = new Set(files.map(({ id }) => id))
       for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
       await this.#setState(offer.offer, { state: 'accepted', to })
+      onEvent({ event: 'accepted', offer: offer.offer })
       const before = new Set(await this.#agent.store.asides.all())
       const stored = await this.#agent.store.having(files)
-      const total = files.reduce((sum, { size }) => sum + size, 0)
+      const total = sumOf(files)
       const came = this.#telling(offer, total, onEvent)
       await eachWithin(files, AT_ONCE, ({ size }) => size <= SMALL_MOST ? 1 : LARGE_COUNTS, async ({ id, size }) => {
         let had = 0
@@ -177,6 +191,7 @@ export class Offers {
         })) asides.add(id)
         came(id, size - had, 1)
       })
+      signal.throwIfAborted()
       const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
       const landed = await land(this.#agent.store, files, to, { asides, onBytes: bytes => { meter.add(bytes) } })
       await this.#setState(offer.offer, { state: 'done' })
@@ -195,7 +210,7 @@ export class Offers {
   }
 
   /** What is to be told of each byte that comes: to who accepted the offer, and by mail, less often, to the sender. */
-  #telling ({ offer }: ReceivedOffer, total: number, onEvent: (event: TransferEvent) => void): (id: ContentId, bytes: number, sources: number) => void {
+  #telling ({ offer }: ReceivedOffer, total: number, onEvent: (event: InboxAcceptEvent) => void): (id: ContentId, bytes: number, sources: number) => void {
     const { clock, logger } = this.#agent
     const rate = new Rate(clock)
     let done = 0
@@ -204,7 +219,8 @@ export class Offers {
     return (id, bytes, sources) => {
       done += bytes
       rate.add(Math.max(0, bytes))
-      this.#fetching.set(offer, done)
+      const fetching = this.#fetching.get(offer)
+      if (fetching !== undefined) fetching.done = done
       const now = clock.monotonic()
       if (now - toldAt >= TELL_MS) {
         toldAt = now
@@ -228,8 +244,9 @@ export class Offers {
     }
     const answered = new Map(answers.map(({ offer, answer }) => [offer, answer]))
     const standing = new Set(offers.map(({ offer }) => offer))
-    const known = new Set(this.#state.received.filter(one => one.device === device).map(({ offer }) => offer))
-    const fresh: ReceivedOffer[] = offers.filter(({ offer }) => !known.has(offer)).map(offer => ({ ...offer, device, state: 'offered' }))
+    // Whoever they came from: by its name one of them is accepted.
+    const known = new Set(this.#state.received.map(({ offer }) => offer))
+    const fresh: ReceivedOffer[] = [...new Map(offers.map(one => [one.offer, one])).values()].filter(({ offer }) => !known.has(offer)).map(offer => ({ ...offer, device, state: 'offered' }))
     const sent = this.#state.sent.map(one => one.device === device && answered.has(one.offer) ? { ...one, answer: answered.get(one.offer) ?? one.answer } : one)
     // Once the sender has seen the answer it takes the offer away, and both forget it.
     const received = this.#state.received.filter(one => one.device !== device || standing.has(one.offer) || (one.state === 'accepted'))
@@ -270,9 +287,16 @@ export class Offers {
     await this.#change(state => ({ ...state, received: state.received.map(one => one.offer === offer ? { ...one, ...change } : one) }))
   }
 
+  /** Without offers that are over: their time is up, or the device is trusted no more. */
+  #standing (state: State): State {
+    const { clock, revoked } = this.#agent
+    const now = clock.now()
+    return { ...state, sent: state.sent.filter(({ device, until }) => Date.parse(until) > now && !revoked.has(device)), received: state.received.filter(({ device }) => !revoked.has(device)) }
+  }
+
   #change (change: (state: State) => State): Promise<void> {
     const written = this.#writing.then(async () => {
-      const next = change(this.#state)
+      const next = this.#standing(change(this.#state))
       await writeState(this.#path, Shape, next)
       this.#state = next
       await this.#agent.mailChanged()
@@ -280,4 +304,8 @@ export class Offers {
     this.#writing = written.catch(() => undefined)
     return written
   }
+}
+
+function sumOf (files: readonly OfferedFile[]): number {
+  return files.reduce((sum, { size }) => sum + size, 0)
 }

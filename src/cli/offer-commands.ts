@@ -41,10 +41,9 @@ export async function inbox ({ client, output, signal }: Context): Promise<void>
 }
 
 export async function inboxAccept ({ client, output, signal }: Context, offer: string, { to }: { to: string }): Promise<void> {
-  output.object({ event: 'accepted', offer })
   const done = await client.call('inbox-accept', { offer, to: resolve(to) }, event => {
     output.object(event)
-    tellTransfer(output, event)
+    if (event.event !== 'accepted') tellTransfer(output, event)
   }, signal)
   output.object({ event: 'done', ...done })
   output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}:`)

@@ -34,22 +34,31 @@ export class ControlClient {
     } catch (error) {
       throw this.#unreachable(error)
     }
-    for await (const line of createInterface({ input: response })) {
-      const message = JSON.parse(line) as Line<Name>
-      if ('event' in message) onEvent(message)
-      else if ('error' in message) throw fromAgent(message.error)
-      else return message.result
+    try {
+      for await (const line of createInterface({ input: response })) {
+        const message = JSON.parse(line) as Line<Name>
+        if ('event' in message) onEvent(message)
+        else if ('error' in message) throw fromAgent(message.error)
+        else return message.result
+      }
+    } catch (error) {
+      throw this.#unreachable(error)
     }
-    throw new PatchcordError('stopped', 'the service stopped before it answered', { hint: 'start it again: patchcord up' })
+    throw stopped()
   }
 
   #unreachable (error: unknown): unknown {
     const code = systemCode(error)
     if (code === 'ENOENT' || code === 'ECONNREFUSED') return new PatchcordError('not-running', 'the service is not running', { cause: error })
     if (code === 'EACCES') return new PatchcordError('unreadable', `the control socket ${this.#path} belongs to another user`, { cause: error })
-    if (code === 'ECONNRESET' || code === 'EPIPE') return new PatchcordError('stopped', 'the service stopped before it answered', { cause: error })
+    if (code === 'ECONNRESET' || code === 'EPIPE') return stopped(error)
     return error
   }
+}
+
+/** It was killed, say, in the middle of something. */
+function stopped (cause?: unknown): PatchcordError {
+  return new PatchcordError('stopped', 'the service stopped before it answered', { hint: 'start it again: patchcord up', cause })
 }
 
 function fromAgent ({ code, message, hint }: AgentError): PatchcordError {

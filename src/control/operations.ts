@@ -48,7 +48,7 @@ export interface Operations {
   gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number } | LocalProgress, result: { files: number, bytes: number, removed: boolean } }
   send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
   inbox: { args: object, event: InboxOffer, result: { offers: number } }
-  'inbox-accept': { args: { offer: string, to: string }, event: TransferEvent, result: { files: number, bytes: number, landed: string[] } }
+  'inbox-accept': { args: { offer: string, to: string }, event: InboxAcceptEvent, result: { files: number, bytes: number, landed: string[] } }
   'inbox-refuse': { args: { offer: string }, result: { offer: string } }
   'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
   events: { args: object, event: object, result: object }
@@ -280,6 +280,9 @@ export type TransferEvent =
   | { event: 'overtaken', id: string, device: string }
   | { event: 'paused', id: string, reason: 'disk-full', needed: number }
   | { event: 'resumed', id: string }
+
+/** What happens to an offer that this device accepts. */
+export type InboxAcceptEvent = { event: 'accepted', offer: string } | TransferEvent
 
 type Shape<Name extends OperationName> = Operations[Name]
 export type Args<Name extends OperationName> = Shape<Name>['args']

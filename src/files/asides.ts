@@ -9,8 +9,8 @@ import { PerKey } from './per-key.js'
 import type { SmallFiles } from './small-files.js'
 import { removeTemporary, type Staged } from './staging.js'
 
-/** What `link` says where it cannot, and a copy can: another file system, or one without links. */
-const NO_LINK = new Set(['EXDEV', 'EPERM', 'ENOTSUP', 'EMLINK'])
+/** What `link` says where it cannot, and a copy can: another file system, or one without links (FAT, many that are mounted over a network). */
+export const NO_LINK: ReadonlySet<string> = new Set(['EXDEV', 'EPERM', 'ENOTSUP', 'EOPNOTSUPP', 'ENOSYS', 'EMLINK'])
 
 /**
  * Files that were fetched to be given away, in `partial/<id>.whole`. They never enter the store: what a person receives is

@@ -1,4 +1,5 @@
-import { opendir, lstat } from 'node:fs/promises'
+import type { Stats } from 'node:fs'
+import { opendir, lstat, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileError, PatchcordError } from '../core/errors.js'
 
@@ -12,36 +13,63 @@ export interface Found {
 /** Told of each path that is passed over, and what it is. */
 export type PassedOver = (path: string, reason: string) => void
 
+export interface WalkOptions {
+  readonly passedOver?: PassedOver
+  /** Told of what cannot be read, be it `path` itself or a folder below it; the walk then goes on. Without it the walk ends there. */
+  readonly unreadable?: (path: string, error: PatchcordError) => void
+  /** A folder that is never entered, wherever the walk comes to it: this device's own state. */
+  readonly except?: string
+}
+
 /** The regular files at and below `path`, sorted by their relative paths' parts. Symlinks, devices, sockets and
  * FIFOs are passed over, never followed or opened; `passedOver` is told. A `path` that is none of file and folder, or that
- * cannot be read, throws `unreadable`; so does a folder below it that cannot be read. One folder's names are
+ * cannot be read, throws `unreadable`, unless `unreadable` is there to be told; so does a folder below it that cannot be read. One folder's names are
  * held at a time per level. */
-export async function * walk (path: string, passedOver?: PassedOver): AsyncIterable<Found> {
-  const status = await lstat(path).catch((error: unknown) => { throw fileError(error, path) })
-  if (status.isFile()) {
-    yield { path, relative: path.slice(path.lastIndexOf('/') + 1) }
-  } else if (status.isDirectory()) {
-    yield * folder(path, '', passedOver)
-  } else {
-    throw new PatchcordError('unreadable', `${path} is neither a regular file nor a folder`, { hint: 'links are not followed: give the path of the file itself' })
+export async function * walk (path: string, options: WalkOptions = {}): AsyncIterable<Found> {
+  const { except, unreadable } = options
+  // By what it is, not by name: a home folder may be come to by several paths.
+  const own = except === undefined ? undefined : await stat(except).catch(() => undefined)
+  try {
+    const status = await lstat(path).catch((error: unknown) => { throw fileError(error, path) })
+    if (status.isFile()) {
+      yield { path, relative: path.slice(path.lastIndexOf('/') + 1) }
+    } else if (status.isDirectory()) {
+      yield * folder(path, '', { ...options, own })
+    } else {
+      throw new PatchcordError('unreadable', `${path} is neither a regular file nor a folder`, { hint: 'links are not followed: give the path of the file itself' })
+    }
+  } catch (error) {
+    if (unreadable === undefined || !(error instanceof PatchcordError)) throw error
+    unreadable(path, error)
   }
 }
 
-async function * folder (path: string, relative: string, passedOver?: PassedOver): AsyncIterable<Found> {
+async function * folder (path: string, relative: string, options: WalkOptions & { readonly own: Stats | undefined }): AsyncIterable<Found> {
+  const { passedOver, unreadable, own } = options
   const entries: Array<{ name: string, isFolder: boolean }> = []
   try {
+    if (own !== undefined && isSame(await lstat(path), own)) {
+      passedOver?.(path, 'the state of patchcord itself')
+      return
+    }
     for await (const entry of await opendir(path)) {
       if (entry.isFile() || entry.isDirectory()) entries.push({ name: entry.name, isFolder: entry.isDirectory() })
       else passedOver?.(join(path, entry.name), entry.isSymbolicLink() ? 'a symbolic link' : 'a FIFO, a socket or a device')
     }
   } catch (error) {
-    throw fileError(error, path)
+    if (unreadable === undefined) throw fileError(error, path)
+    unreadable(path, fileError(error, path))
+    return
   }
   // By code unit, not by locale: the same order on every device.
   entries.sort((a, b) => a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
   for (const { name, isFolder } of entries) {
     const below = relative === '' ? name : `${relative}/${name}`
-    if (isFolder) yield * folder(join(path, name), below, passedOver)
+    if (isFolder) yield * folder(join(path, name), below, options)
     else yield { path: join(path, name), relative: below }
   }
+}
+
+function isSame (one: Stats, other: Stats): boolean {
+  return one.ino === other.ino && one.dev === other.dev
 }
