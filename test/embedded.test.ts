@@ -471,6 +471,30 @@ void t.test('selectors', async t => {
   for (const bad of [nested, [], 'x', { $where: '' }, { a: { $foo: 1 } }, { a: { $in: 7 } }, { a: { $exists: 'x' } }]) t.match(thrown(() => parseSelector(bad)), { status: 400 }, JSON.stringify(bad))
 })
 
+void t.test('no selector costs more than a moment for one document', async t => {
+  const numbers = Array.from({ length: 100_000 }, (_, index) => index)
+  const lists = numbers.map(number => [number])
+  const document = { numbers, lists: numbers.map(number => [-1 - number]), o: Object.fromEntries(numbers.map(number => [number, number])) }
+  const endless: object[] = [
+    { lists: { $in: lists } }, { lists: { $nin: lists } }, { numbers: { $all: [-1, ...numbers.toReversed()] } }, { $or: numbers.map(() => ({ o: { x: 1 } })) }, { $or: numbers.map(() => ({ o: { $gt: { 0: 1 } } })) },
+    { numbers: { $elemMatch: { $or: numbers.map(() => ({ $lt: 'x', $gt: 'y' })) } } }, { numbers: { $allMatch: { $nor: numbers.map(() => ({ $exists: false })) } } }, { o: { $keyMapMatch: { $or: numbers.map(() => '') } } },
+  ]
+  for (const selector of endless) {
+    const since = performance.now()
+    const result = thrown(() => parseSelector(selector)(document))
+    if (typeof result !== 'boolean') t.match(result, { status: 400, reason: /takes too long/ })
+    t.ok(performance.now() - since < 5000, JSON.stringify(selector).slice(0, 40))
+  }
+  t.equal(parseSelector({ numbers: { $in: numbers.map(number => -1 - number) } })(document), false, 'numbers and words are looked up')
+  t.equal(parseSelector({ numbers: { $in: [...numbers.map(number => -1 - number), 7] } })(document), true)
+
+  const { url } = await start(t)
+  await ask(url, 'PUT', '/notes/lists', { body: { lists: document.lists } })
+  const selector = { lists: { $in: lists } }
+  await t.rejects(ask(url, 'POST', '/notes/_changes?filter=_selector', { as: 'reader', body: { selector } }), { code: 'ECONNRESET' })
+  t.match((await ask(url, 'POST', '/notes/_find', { body: { selector } })).json, { error: 'invalid_selector' })
+})
+
 void t.test('changes', async t => {
   const { url } = await start(t)
   for (const name of ['a', 'b', 'c']) await ask(url, 'PUT', `/notes/${name}`, { body: { name } })

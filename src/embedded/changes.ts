@@ -1,6 +1,6 @@
 import type { Exchange } from './exchange.js'
 import { isObject } from './json.js'
-import { Heartbeat, Waiter } from './waiting.js'
+import { Heartbeat, Turns, Waiter } from './waiting.js'
 import { fillSmall, Inliner } from './inline.js'
 import { DOCUMENTS_PAGE } from './pages.js'
 import { badRequest, Problem, problemOf } from './problem.js'
@@ -53,7 +53,7 @@ async function run (exchange: Exchange, store: Store, feed: Feed, start: number,
     for (;;) {
       waiter.reset()
       const page = feed.descending ? await readBackwards(store, feed) : await readPage(store, feed, since, left)
-      const chosen = page.results.filter(change => feed.filter?.matches(change) ?? true)
+      const chosen = feed.filter === undefined ? page.results : await chosenBy(feed.filter, page.results)
       const sent = chosen.slice(0, left)
       await rows.write(sent)
       left -= sent.length
@@ -68,6 +68,16 @@ async function run (exchange: Exchange, store: Store, feed: Feed, start: number,
   }
   const pending = await pendingAfter(store, feed, since)
   exchange.end(feed.kind === 'continuous' ? `{"last_seq":${since},"pending":${pending}}\n` : `${rows.count > 0 ? '\n' : ''}],\n"last_seq":${since},"pending":${pending}}\n`)
+}
+
+async function chosenBy (filter: Filter, changes: readonly Change[]): Promise<Change[]> {
+  const turns = new Turns()
+  const chosen: Change[] = []
+  for (const change of changes) {
+    await turns.next()
+    if (filter.matches(change)) chosen.push(change)
+  }
+  return chosen
 }
 
 function readFeed (exchange: Exchange, body: Record<string, unknown>): Feed {
