@@ -68,8 +68,8 @@ export class CouchProxy {
     this.#target = parseCouchUrl(url)
     this.#limits = Object.freeze({ ...DEFAULT_LIMITS, ...limits })
     this.#host = formatAddress(this.#target)
-    const { stallMs, upstreamMs } = this.#limits
-    this.#context = { limits: this.#limits, logger, patrol: new Patrol<Transfer>(clock, Math.min(stallMs, upstreamMs)) }
+    const { stallMs, upstreamMs, heartbeatMs } = this.#limits
+    this.#context = { limits: this.#limits, logger, patrol: new Patrol<Transfer>(clock, Math.min(stallMs, upstreamMs, heartbeatMs)) }
     this.#pools = new UpstreamPools(this.#target, this.#limits.feedsPerEntry, clock)
     this.#checkpoints = new Checkpoints(this.#limits.checkpoints)
   }
