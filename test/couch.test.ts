@@ -218,8 +218,16 @@ void t.test('an entry has so many checkpoints in a database', async t => {
   const put = async (id: string, database = 'db'): Promise<number> => (await ask(gate, { method: 'PUT', path: `/couch/${database}/_local/${id}`, body: '{"n":1}' })).status
   status = '409 Conflict'
   t.equal(await put('refused'), 409, 'what CouchDB refuses does not count')
+  for (const id of ['x', 'y', 'z']) t.equal((await ask(gate, { method: 'PUT', path: `/couch/db/_local/${id}`, body: '[]' })).status, 400, 'nor what is refused here')
   status = '201 Created'
+  const slow = connect(gate.port, '127.0.0.1')
+  slow.write('PUT /couch/db/_local/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{')
+  await sleep(30)
   for (const id of ['a', 'b', 'c']) t.equal(await put(id), 201, id)
+  const refused = gate.outcomes.length
+  slow.end('}}}}}}}}}')
+  t.ok(await eventually(() => gate.outcomes.length > refused))
+  t.match(gate.outcomes.at(-1), { code: 'not-canonical' }, 'what was written meanwhile counts on')
   const sent = upstream.requests.length
   t.equal(await put('d'), 429, 'one more is refused')
   t.equal(upstream.requests.length, sent, 'and upstream does not hear of it')
