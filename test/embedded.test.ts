@@ -7,6 +7,7 @@ import t, { type Test } from 'tap'
 import { Accounts } from '../src/embedded/accounts.js'
 import { Bodies } from '../src/embedded/bodies.js'
 import { bindSocket } from '../src/embedded/bound-socket.js'
+import type { Exchange } from '../src/embedded/exchange.js'
 import { startEmbedded, type Embedded, type EmbeddedOptions } from '../src/embedded/front.js'
 import { readBytes } from '../src/embedded/inline.js'
 import { EMBEDDED_LIMITS } from '../src/embedded/limits.js'
@@ -15,6 +16,7 @@ import type { Pouch } from '../src/embedded/pouch.js'
 import { parseRange } from '../src/embedded/reading.js'
 import { HANDLERS } from '../src/embedded/rows.js'
 import { parseSelector } from '../src/embedded/selector.js'
+import type { Store } from '../src/embedded/store.js'
 import { SURFACE } from '../src/policy/surface.js'
 import { ACCOUNTS, ask, localPouch, openFeed, remotePouch, temporary, type Answer, type Ask } from './embedded/harness.js'
 
@@ -569,6 +571,54 @@ void t.test('changes', async t => {
   const timed = await openFeed(url, '/notes/_changes?feed=continuous&since=now&timeout=50')
   t.equal(await timed.ended, true)
   t.equal(timed.text(), '{"last_seq":5,"pending":0}\n')
+})
+
+void t.test('a list of changes backwards holds a few documents at a time', async t => {
+  const all = Array.from({ length: 200 }, (_, index) => ({ seq: 200 - index, id: `d${200 - index}`, changes: [{ rev: '1-a' }] }))
+  let read = 0
+  let most = 0
+  const pouch = {
+    changes: async (options: { include_docs: boolean, limit?: number }) => {
+      if (options.limit === 1) return { results: [], last_seq: 200 }
+      t.equal(options.include_docs, false)
+      return { results: all, last_seq: 200 }
+    },
+    get: async (id: string) => {
+      read++
+      if (id === 'd196') throw Object.assign(new Error('gone'), { status: 404, name: 'not_found' })
+      return { _id: id, _rev: '1-a', n: Number(id.slice(1)) % 4 }
+    },
+  } as unknown as Pouch
+  const store = {
+    async read<T> (task: (pouch: Pouch) => Promise<T>) {
+      read = 0
+      const result = await task(pouch)
+      most = Math.max(most, read)
+      return result
+    },
+    watch: () => () => undefined,
+  } as unknown as Store
+  const answer = async (query: Record<string, string>): Promise<unknown[]> => {
+    let text = ''
+    await HANDLERS['filtered changes']!({
+      request: { method: 'POST' }, signal: new AbortController().signal, limits: EMBEDDED_LIMITS,
+      readObject: async () => ({ selector: { n: 0 } }),
+      parameter: (name: string) => query[name], flag: (name: string) => query[name] === 'true', count: (name: string) => query[name] && Number(query[name]),
+      releaseBody: () => undefined, head: () => undefined, flush: () => undefined, write: async (part: string) => { text += part }, end: (part: string) => { text += part },
+    } as unknown as Exchange, store)
+    return (JSON.parse(text) as { results: Array<{ id: string }> }).results.map(({ id }) => id)
+  }
+  const backwards = { descending: 'true', filter: '_selector' }
+  t.same(await answer(backwards), all.map(({ id }) => id).filter(id => Number(id.slice(1)) % 4 === 0 && id !== 'd196'))
+  t.ok(most > 0 && most <= 25, `${most} at a time`)
+  t.same(await answer({ ...backwards, limit: '2' }), ['d200', 'd192'])
+
+  const { url } = await start(t)
+  await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs: Array.from({ length: 60 }, (_, index) => ({ _id: `d${index}`, n: index })) } })
+  const found = await ask(url, 'POST', '/notes/_changes?descending=true&filter=_selector&include_docs=true&limit=2', { as: 'reader', body: { selector: { n: { $lt: 10 } } } })
+  t.match(found.json.results, [{ id: 'd9', doc: { n: 9 } }, { id: 'd8', doc: { n: 8 } }])
+  t.equal(found.json['last_seq'], found.json.results![1]!['seq'])
+  t.same(ids(await ask(url, 'POST', '/notes/_changes?descending=true&filter=_doc_ids', { body: { doc_ids: ['d0', 'd5', 'none'] } })), ['d5', 'd0'])
 })
 
 void t.test('feeds end with the right to them, with the database, and with the service', async t => {
