@@ -218,8 +218,16 @@ void t.test('an entry has so many checkpoints in a database', async t => {
   const put = async (id: string, database = 'db'): Promise<number> => (await ask(gate, { method: 'PUT', path: `/couch/${database}/_local/${id}`, body: '{"n":1}' })).status
   status = '409 Conflict'
   t.equal(await put('refused'), 409, 'what CouchDB refuses does not count')
+  for (const id of ['x', 'y', 'z']) t.equal((await ask(gate, { method: 'PUT', path: `/couch/db/_local/${id}`, body: '[]' })).status, 400, 'nor what is refused here')
   status = '201 Created'
+  const slow = connect(gate.port, '127.0.0.1')
+  slow.write('PUT /couch/db/_local/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{')
+  await sleep(30)
   for (const id of ['a', 'b', 'c']) t.equal(await put(id), 201, id)
+  const refused = gate.outcomes.length
+  slow.end('}}}}}}}}}')
+  t.ok(await eventually(() => gate.outcomes.length > refused))
+  t.match(gate.outcomes.at(-1), { code: 'not-canonical' }, 'what was written meanwhile counts on')
   const sent = upstream.requests.length
   t.equal(await put('d'), 429, 'one more is refused')
   t.equal(upstream.requests.length, sent, 'and upstream does not hear of it')
@@ -580,6 +588,9 @@ void t.test('a slow head is 504, a feed waits', async t => {
   t.match(gate.outcomes, [{ code: 'upstream-slow' }])
   const feed = await Promise.race([ask(gate, { path: '/couch/db/_changes?feed=longpoll' }).catch(() => 'cut'), sleep(400, 'waits')])
   t.equal(feed, 'waits')
+  const silentFeed = await stand(t, silent, { limits: { upstreamMs: 100, stallMs: 60, heartbeatMs: 100 } })
+  t.equal((await ask(silentFeed.gate, { path: '/couch/db/_changes?feed=longpoll' })).status, 504, 'no longer than a heartbeat and a stall')
+  t.ok(await eventually(() => silentFeed.upstream.connections.every(({ closed }) => closed)))
 })
 
 void t.test('the head of a feed does not wait for its first line', async t => {
@@ -648,6 +659,37 @@ void t.test('feeds get a heartbeat within the limit', async t => {
   await ask(gate, { path: '/couch/db/_changes?feed=longpoll&since=0' })
   await ask(gate, { path: '/couch/db/_changes?since=0' })
   t.strictSame(upstream.requests.map(({ target }) => target), ['/db/_changes?feed=longpoll&since=0&heartbeat=20000', '/db/_changes?since=0'])
+})
+
+void t.test('a feed whose upstream keeps silent gets heartbeats of ours, and nothing in the middle of a line', async t => {
+  const limits = { heartbeatMs: 80, stallMs: 600 }
+  const head = 'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n'
+  const chunk = (text: string): string => `${text.length.toString(16)}\r\n${text}\r\n`
+  const feeds: ReadonlyArray<[answer: string, body: RegExp]> = [
+    [`${head}Transfer-Encoding: chunked\r\n\r\n`, /^\n{3,9}$/],
+    [`${head}Transfer-Encoding: chunked\r\n\r\n${chunk('{"results":[\n')}`, /^\{"results":\[\n\n{3,9}$/],
+    [`${head}Transfer-Encoding: chunked\r\n\r\n${chunk('{"seq":"1')}`, /^\{"seq":"1$/],
+    [`${head}Content-Length: 20\r\n\r\n{"a":1}\n`, /^\{"a":1\}\n$/],
+    [`${head}Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n${chunk('x\n')}`, /^x\n$/],
+  ]
+  for (const [answer, body] of feeds) {
+    const { gate } = await stand(t, answer, { limits })
+    for (const how of [{ path: '/couch/db/_changes?feed=continuous' }, { path: '/couch/db/_changes?feed=longpoll&filter=_doc_ids', method: 'POST', body: '{"doc_ids":[]}' }]) {
+      const feed = await ask(gate, how)
+      t.match(feed.body.toString(), body, JSON.stringify(answer))
+      t.notOk(feed.complete)
+    }
+    t.match(gate.outcomes, [{ cut: 'stalled' }, { cut: 'stalled' }], 'the silence itself is bounded as before')
+  }
+  const whole = await stand(t, async socket => {
+    socket.write(`${head}Transfer-Encoding: chunked\r\n\r\n${chunk('{"results":[\n')}`)
+    await sleep(300)
+    socket.write(`${chunk('{"seq":1},\n')}${chunk('{"seq":2}\n],"last_seq":2}\n')}0\r\n\r\n`)
+  }, { limits })
+  const answer = await ask(whole.gate, { path: '/couch/db/_changes?feed=longpoll' })
+  t.ok(answer.complete)
+  t.same(JSON.parse(answer.body.toString()), { results: [{ seq: 1 }, { seq: 2 }], last_seq: 2 })
+  t.match(whole.gate.outcomes, [{ bytes: answer.body.length }])
 })
 
 // ---- connections

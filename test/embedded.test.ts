@@ -7,6 +7,7 @@ import t, { type Test } from 'tap'
 import { Accounts } from '../src/embedded/accounts.js'
 import { Bodies } from '../src/embedded/bodies.js'
 import { bindSocket } from '../src/embedded/bound-socket.js'
+import type { Exchange } from '../src/embedded/exchange.js'
 import { startEmbedded, type Embedded, type EmbeddedOptions } from '../src/embedded/front.js'
 import { readBytes } from '../src/embedded/inline.js'
 import { EMBEDDED_LIMITS } from '../src/embedded/limits.js'
@@ -15,6 +16,7 @@ import type { Pouch } from '../src/embedded/pouch.js'
 import { parseRange } from '../src/embedded/reading.js'
 import { HANDLERS } from '../src/embedded/rows.js'
 import { parseSelector } from '../src/embedded/selector.js'
+import type { Store } from '../src/embedded/store.js'
 import { SURFACE } from '../src/policy/surface.js'
 import { ACCOUNTS, ask, localPouch, openFeed, remotePouch, temporary, type Answer, type Ask } from './embedded/harness.js'
 
@@ -448,6 +450,38 @@ void t.test('large attachments are sent one by one, wherever they are asked for'
   t.equal((await ask(url, 'PUT', '/notes/huge', { body: { x: 'x'.repeat(8_000_000) } })).status, 413, 'a document without attachments is smaller')
 })
 
+void t.test('revisions are read one by one, and once, however many there are and however often they are asked for', async t => {
+  const { url } = await start(t)
+  const pad = 'x'.repeat(4_000_000)
+  const revs = Array.from({ length: 6 }, (_, index) => `1-${index}`)
+  for (const rev of revs) await ask(url, 'PUT', '/notes/doc?new_edits=false', { body: { _rev: rev, pad } })
+  const time = async (method: string, path: string, how: Ask): Promise<[answer: Answer, ms: number]> => {
+    const since = performance.now()
+    const answer = await ask(url, method, path, how)
+    t.equal(answer.status, 200)
+    return [answer, performance.now() - since]
+  }
+  const oks = (found: unknown): string[] => (found as Array<{ ok: { _rev: string, pad: string } }>).map(({ ok }) => ok.pad === pad ? ok._rev : 'other').toSorted()
+  const json = { headers: { accept: 'application/json' } }
+  const [all] = await time('GET', '/notes/doc?open_revs=all', json)
+  t.same(oks(all.json), revs)
+  const [parts] = await time('GET', '/notes/doc?open_revs=all', { headers: { accept: 'multipart/mixed' } })
+  t.same([...parts.text.matchAll(/"_rev":"(1-\d)"/g)].map(match => match[1]).toSorted(), revs)
+  const [some] = await time('GET', '/notes/doc?open_revs=["1-0","2-x","1-0"]', json)
+  t.same((some.json as unknown as object[]).map(one => Object.keys(one)), [['ok'], ['missing']])
+  t.same((await ask(url, 'GET', '/notes/none?open_revs=["1-0"]', json)).json, [{ missing: '1-0' }])
+  t.equal((await ask(url, 'GET', '/notes/none?open_revs=all', json)).status, 404)
+  t.same((await ask(url, 'GET', '/notes/doc?open_revs=[]', json)).json, [])
+
+  const [bulk] = await time('POST', '/notes/_bulk_get', { body: { docs: [{ id: 'none' }, { id: 'doc' }, { id: 'doc', rev: '2-x' }] } })
+  t.match(bulk.json.results, [{ id: 'none', docs: [{ error: { error: 'not_found' } }] }, { id: 'doc' }, { id: 'doc', docs: [{ error: { rev: '2-x' } }] }])
+  t.same(oks(bulk.json.results![1]!['docs']), revs)
+
+  const [, once] = await time('GET', '/notes/doc?open_revs=["1-0"]', json)
+  const [, often] = await time('GET', `/notes/doc?open_revs=${JSON.stringify(Array(400).fill('1-0'))}`, json)
+  t.ok(often < 20 * once + 500, `${often} ms for 400 times what takes ${once} ms`)
+})
+
 void t.test('an attachment whose bytes are lost is not answered as an empty one', async t => {
   const pouch = { getAttachment: async () => Buffer.alloc(0) } as unknown as Pouch
   const document = { _id: 'doc', _rev: '1-a' }
@@ -469,6 +503,30 @@ void t.test('selectors', async t => {
   let nested: object = { a: 1 }
   for (let depth = 0; depth < 9; depth++) nested = { $not: nested }
   for (const bad of [nested, [], 'x', { $where: '' }, { a: { $foo: 1 } }, { a: { $in: 7 } }, { a: { $exists: 'x' } }]) t.match(thrown(() => parseSelector(bad)), { status: 400 }, JSON.stringify(bad))
+})
+
+void t.test('no selector costs more than a moment for one document', async t => {
+  const numbers = Array.from({ length: 20_000 }, (_, index) => index)
+  const lists = numbers.map(number => [number])
+  const document = { numbers, lists: numbers.map(number => [-1 - number]), o: Object.fromEntries(numbers.map(number => [number, number])) }
+  const endless: object[] = [
+    { lists: { $in: lists } }, { lists: { $nin: lists } }, { numbers: { $all: [-1, ...numbers.toReversed()] } }, { $or: numbers.map(() => ({ o: { x: 1 } })) }, { $or: numbers.map(() => ({ o: { $gt: { 0: 1 } } })) },
+    { numbers: { $elemMatch: { $or: numbers.map(() => ({ $lt: 'x', $gt: 'y' })) } } }, { numbers: { $allMatch: { $nor: numbers.map(() => ({ $exists: false })) } } }, { o: { $keyMapMatch: { $or: numbers.map(() => '') } } },
+  ]
+  for (const selector of endless) {
+    const since = performance.now()
+    const result = thrown(() => parseSelector(selector)(document))
+    if (typeof result !== 'boolean') t.match(result, { status: 400, reason: /takes too long/ })
+    t.ok(performance.now() - since < 5000, JSON.stringify(selector).slice(0, 40))
+  }
+  t.equal(parseSelector({ numbers: { $in: numbers.map(number => -1 - number) } })(document), false, 'numbers and words are looked up')
+  t.equal(parseSelector({ numbers: { $in: [...numbers.map(number => -1 - number), 7] } })(document), true)
+
+  const { url } = await start(t)
+  await ask(url, 'PUT', '/notes/lists', { body: { lists: document.lists } })
+  const selector = { lists: { $in: lists } }
+  await t.rejects(ask(url, 'POST', '/notes/_changes?filter=_selector', { as: 'reader', body: { selector } }), { code: 'ECONNRESET' })
+  t.match((await ask(url, 'POST', '/notes/_find', { body: { selector } })).json, { error: 'invalid_selector' })
 })
 
 void t.test('changes', async t => {
@@ -513,6 +571,54 @@ void t.test('changes', async t => {
   const timed = await openFeed(url, '/notes/_changes?feed=continuous&since=now&timeout=50')
   t.equal(await timed.ended, true)
   t.equal(timed.text(), '{"last_seq":5,"pending":0}\n')
+})
+
+void t.test('a list of changes backwards holds a few documents at a time', async t => {
+  const all = Array.from({ length: 200 }, (_, index) => ({ seq: 200 - index, id: `d${200 - index}`, changes: [{ rev: '1-a' }] }))
+  let read = 0
+  let most = 0
+  const pouch = {
+    changes: async (options: { include_docs: boolean, limit?: number }) => {
+      if (options.limit === 1) return { results: [], last_seq: 200 }
+      t.equal(options.include_docs, false)
+      return { results: all, last_seq: 200 }
+    },
+    get: async (id: string) => {
+      read++
+      if (id === 'd196') throw Object.assign(new Error('gone'), { status: 404, name: 'not_found' })
+      return { _id: id, _rev: '1-a', n: Number(id.slice(1)) % 4 }
+    },
+  } as unknown as Pouch
+  const store = {
+    async read<T> (task: (pouch: Pouch) => Promise<T>) {
+      read = 0
+      const result = await task(pouch)
+      most = Math.max(most, read)
+      return result
+    },
+    watch: () => () => undefined,
+  } as unknown as Store
+  const answer = async (query: Record<string, string>): Promise<unknown[]> => {
+    let text = ''
+    await HANDLERS['filtered changes']!({
+      request: { method: 'POST' }, signal: new AbortController().signal, limits: EMBEDDED_LIMITS,
+      readObject: async () => ({ selector: { n: 0 } }),
+      parameter: (name: string) => query[name], flag: (name: string) => query[name] === 'true', count: (name: string) => query[name] && Number(query[name]),
+      releaseBody: () => undefined, head: () => undefined, flush: () => undefined, write: async (part: string) => { text += part }, end: (part: string) => { text += part },
+    } as unknown as Exchange, store)
+    return (JSON.parse(text) as { results: Array<{ id: string }> }).results.map(({ id }) => id)
+  }
+  const backwards = { descending: 'true', filter: '_selector' }
+  t.same(await answer(backwards), all.map(({ id }) => id).filter(id => Number(id.slice(1)) % 4 === 0 && id !== 'd196'))
+  t.ok(most > 0 && most <= 25, `${most} at a time`)
+  t.same(await answer({ ...backwards, limit: '2' }), ['d200', 'd192'])
+
+  const { url } = await start(t)
+  await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs: Array.from({ length: 60 }, (_, index) => ({ _id: `d${index}`, n: index })) } })
+  const found = await ask(url, 'POST', '/notes/_changes?descending=true&filter=_selector&include_docs=true&limit=2', { as: 'reader', body: { selector: { n: { $lt: 10 } } } })
+  t.match(found.json.results, [{ id: 'd9', doc: { n: 9 } }, { id: 'd8', doc: { n: 8 } }])
+  t.equal(found.json['last_seq'], found.json.results![1]!['seq'])
+  t.same(ids(await ask(url, 'POST', '/notes/_changes?descending=true&filter=_doc_ids', { body: { doc_ids: ['d0', 'd5', 'none'] } })), ['d5', 'd0'])
 })
 
 void t.test('feeds end with the right to them, with the database, and with the service', async t => {

@@ -17,6 +17,7 @@ import { openChannels } from '../src/machine/channels.js'
 import { depthOf } from '../src/machine/check-confinement.js'
 import { isHeldTo, isOn } from '../src/machine/confinement.js'
 import { CHECK_NAMES, examine, type Check, type Examined } from '../src/machine/doctor.js'
+import { openDistribution } from '../src/machine/check-couch.js'
 import { execOf, unitText } from '../src/machine/unit.js'
 import { permissionFlags } from '../src/machine/launch.js'
 import { answer, isAlive, patchcord, up, until } from './fixtures/processes.js'
@@ -91,6 +92,7 @@ await t.test('doctor finds what is wrong, names it, and says what to do', async 
   rows.push(
     ['CouchDB for everybody', 'couchdb', /open beyond this machine/, /bind_address/, machine({ 'proc/net/tcp': `header\n${LISTEN('00000000', couchPort, 106)}\n` }, { service: closed })],
     ['epmd for everybody', 'couchdb', /distribution is open.* 4369/, /ERL_EPMD_ADDRESS/, machine({ 'proc/net/tcp6': `header\n${LISTEN('00000000000000000000000000000000', 4369, 106)}\n` }, { service: closed })],
+    ['epmd at an address that ends in 127', 'couchdb', /distribution is open.* 4369/, /ERL_EPMD_ADDRESS/, machine({ 'proc/net/tcp': `header\n${LISTEN('7F01A8C0', 4369, 106)}\n` }, { service: closed })],
     ['Erlang for everybody', 'couchdb', /distribution is open.* 40001/, /inet_dist_use_interface/, machine({ 'proc/77/comm': 'beam.smp\n', 'proc/net/tcp': `header\n${LISTEN('00000000', 40_001, process.getuid!() || 0)}\n` }, { service: closed })],
   )
   for (const [what, name, found, hint, examined] of rows) {
@@ -105,6 +107,16 @@ await t.test('doctor finds what is wrong, names it, and says what to do', async 
   for (const name of ['link', 'link-local', 'port', 'firewall', 'couchdb', 'clock', 'permissions', 'store', 'node', 'service', 'trust']) t.match(await check(name, good), { ok: true, hint: '' }, `${name}, where nothing is wrong`)
   t.match(await check('firewall', machine({ 'etc/ufw/ufw.conf': 'ENABLED=yes\n', 'etc/ufw/user6.rules': '-A ufw6-user-input -p tcp -m multiport --dports 80,4000:5000 -j ACCEPT\n' })), { ok: true })
   t.match(await check('couchdb', machine({ 'proc/net/tcp': `header\n${LISTEN('0100007F', couchPort, 106)}\n`, 'proc/net/tcp6': `header\n${LISTEN('0000000000000000FFFF00000100007F', 4369, 106)}\n` }, { service: closed })), { ok: true })
+})
+
+await t.test('whose port is open beyond this machine, as couch setup asks', t => {
+  const mine = process.getuid!()
+  const erlang = machine({ 'proc/77/comm': 'beam.smp\n', 'proc/net/tcp': `header\n${LISTEN('00000000', 40_001, mine)}\n` }).root
+  t.equal(openDistribution(erlang, [mine]), undefined, 'what this user listens with may be this service')
+  t.equal(openDistribution(erlang, []), 40_001)
+  t.equal(openDistribution(machine({ 'proc/net/tcp': `header\n${LISTEN('0100007F', 4369, 106)}\n` }).root, []), undefined)
+  t.equal(openDistribution(t.testdir({}), []), undefined, 'where there is no /proc nothing is known')
+  t.end()
 })
 
 await t.test('doctor looks at the state of this device', async t => {

@@ -1,12 +1,13 @@
 import { randomBytes } from 'node:crypto'
-import { readFile, rm } from 'node:fs/promises'
+import { rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import * as v from 'valibot'
-import { PatchcordError, systemCode } from '../core/errors.js'
+import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { readState, writeState } from '../core/state-file.js'
 import type { CouchSetupResult, CouchUndoResult } from '../control/operations.js'
+import { openDistribution } from '../machine/check-couch.js'
 import { CouchClient, type CouchLogin } from './couch-client.js'
 import { isAdministrator } from './couch-own.js'
 import { ANY_USER, deleteUser, isPublic, listUsers, OWN_ROLE, readSecurity, unexpected, userPrefix, withoutUsers, writeSecurity } from './couch-users.js'
@@ -140,7 +141,7 @@ export async function undoCouch (root: string, device: DeviceId): Promise<CouchU
   }
 }
 
-/** Why others than this machine's programs may reach the CouchDB; empty where none do. Also asked by `doctor`. */
+/** Why others than this machine's programs may reach the CouchDB; empty where none do. `doctor` asks the same without a login (machine/check-couch.ts). */
 export async function exposure (client: CouchClient): Promise<string[]> {
   const found: string[] = []
   if (await isParty(client.url)) found.push(`CouchDB at ${client.url} has no administrator: whoever reaches it may do anything`)
@@ -148,7 +149,9 @@ export async function exposure (client: CouchClient): Promise<string[]> {
   if (status !== 200 && status !== 404) throw unexpected(status, 'its bind_address was asked for')
   const address = status === 200 && typeof value === 'string' ? value : '127.0.0.1'
   if (!/^(?:127\.\d+\.\d+\.\d+|::1|\[::1\]|localhost)$/.test(address)) found.push(`CouchDB listens on ${address}, beyond loopback`)
-  if (await listensBeyondLoopback(EPMD_PORT)) found.push(`Erlang's port mapper (${EPMD_PORT}) listens beyond loopback: with CouchDB's cookie it gives whoever reaches it the machine`)
+  // The person's own programs listen too, this service among them.
+  const distribution = openDistribution('/', [0, process.getuid?.() ?? 0])
+  if (distribution !== undefined) found.push(`Erlang's distribution (port ${distribution}) listens beyond loopback: with CouchDB's cookie it gives whoever reaches it the machine`)
   return found
 }
 
@@ -161,28 +164,4 @@ async function isParty (url: string): Promise<boolean> {
   } finally {
     anonymous.close()
   }
-}
-
-const EPMD_PORT = 4369
-const LISTEN = '0A'
-
-/** Reads Linux's tables of sockets; elsewhere it knows nothing and says no. */
-async function listensBeyondLoopback (port: number): Promise<boolean> {
-  for (const path of ['/proc/net/tcp', '/proc/net/tcp6']) {
-    const table = await readFile(path, 'latin1').catch((error: unknown) => {
-      if (systemCode(error) === 'ENOENT') return ''
-      throw error
-    })
-    for (const line of table.split('\n').slice(1)) {
-      const [, local = '', , state] = line.trim().split(/\s+/)
-      const [address = '', hex = ''] = local.split(':')
-      if (state === LISTEN && parseInt(hex, 16) === port && !isLoopbackHex(address)) return true
-    }
-  }
-  return false
-}
-
-/** As the kernel prints them: IPv4 in the machine's byte order, IPv6 as four such words. */
-function isLoopbackHex (address: string): boolean {
-  return address.length === 8 ? address.endsWith('7F') || address.startsWith('7F') : address === '00000000000000000000000001000000' || address.startsWith('0000000000000000FFFF0000') && address.endsWith('7F')
 }

@@ -20,9 +20,9 @@ export const DEFAULT_LIMITS = {
   idleMs: 75_000,
   /** A transfer on which no byte moved, in either direction. */
   stallMs: 30_000,
-  /** The longest silence of a `_changes` feed: a heartbeat of at most this is asked of the upstream. */
+  /** The longest silence of a `_changes` feed: a heartbeat of at most this is asked of the upstream, and sent in its place where it stays away. */
   heartbeatMs: 20_000,
-  /** From the end of a request to the head of the upstream's answer (feeds are exempt). */
+  /** From the end of a request to the head of the upstream's answer (of a feed, never less than a heartbeat and a stall). */
   upstreamMs: 60_000,
   /** How long a long-poll of `/mail` waits for something new. */
   mailPollMs: 60_000,

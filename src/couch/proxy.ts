@@ -68,8 +68,8 @@ export class CouchProxy {
     this.#target = parseCouchUrl(url)
     this.#limits = Object.freeze({ ...DEFAULT_LIMITS, ...limits })
     this.#host = formatAddress(this.#target)
-    const { stallMs, upstreamMs } = this.#limits
-    this.#context = { limits: this.#limits, logger, patrol: new Patrol<Transfer>(clock, Math.min(stallMs, upstreamMs)) }
+    const { stallMs, upstreamMs, heartbeatMs } = this.#limits
+    this.#context = { limits: this.#limits, logger, patrol: new Patrol<Transfer>(clock, Math.min(stallMs, upstreamMs, heartbeatMs)) }
     this.#pools = new UpstreamPools(this.#target, this.#limits.feedsPerEntry, clock)
     this.#checkpoints = new Checkpoints(this.#limits.checkpoints)
   }
@@ -103,7 +103,7 @@ export class CouchProxy {
       bodyForm: mayHaveBody ? row.body : 'none',
     })
     const path = couchPath(action, query, principal.checkpoints)
-    const undoCount = mayHaveBody && row.body === 'checkpoint' ? this.#checkpoints.take(principal.entry, action.target.database ?? '', path) : undefined
+    const counted = mayHaveBody && row.body === 'checkpoint' ? this.#checkpoints.take(principal.entry, action.target.database ?? '', path) : undefined
     const transfer = new Transfer({
       target: this.#target,
       method: request.method,
@@ -114,11 +114,14 @@ export class CouchProxy {
       isFeed: feed,
       check: mayHaveBody ? createBodyCheck(row.body, this.#limits, principal.relation) : undefined,
     }, body, response, this.#context)
-    if (undoCount === undefined) return transfer.done
+    if (counted === undefined) return transfer.done
+    // What was cut may have been written; what was refused was not.
     return transfer.done.then(forwarded => {
-      // What was cut may have been written; what was refused was not.
-      if (forwarded.status >= 400 && forwarded.status < 499) undoCount()
+      counted(forwarded.status < 400 || forwarded.status >= 499)
       return forwarded
+    }, (error: unknown) => {
+      counted(!(error instanceof PatchcordError) || error.status >= 500)
+      throw error
     })
   }
 

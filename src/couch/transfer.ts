@@ -45,6 +45,7 @@ const DRAINED = 65_536
 const MOST_HELD = 65_536
 /** What is larger is not worth being put together with anything. */
 const LARGE = 16_384
+const LINE_END = 0x0a
 const CLIENT_LEFT = 499
 
 /**
@@ -69,10 +70,13 @@ export class Transfer implements UpstreamListener, Watched {
   #held = ''
   #hasAll = false
   #isPaused = false
-  /** The stall that cuts it, the wait for a head, or no deadline. */
-  #phase: 'moving' | 'head' | 'feed' = 'moving'
+  /** The stall that cuts it, or the wait for a head. */
+  #phase: 'moving' | 'head' = 'moving'
   #mayRest: number
   #movedAt: number
+  /** When the feed was last heard of by its client; undefined where nothing can be put into it. */
+  #beatAt: number | undefined
+  #isMidLine = false
   #bytes = 0
   #settled = false
   readonly #onClientClose = (): void => { this.#leave('client') }
@@ -183,12 +187,16 @@ export class Transfer implements UpstreamListener, Watched {
     if (!this.#plan.isFeed) return
     this.#writeHead()
     this.#response.flushHeaders()
+    // An empty line may stand before and between the lines of a feed, unless it was counted or wrapped.
+    const { headers } = answer
+    if (status === 200 && headers['content-length'] === undefined && headers['content-encoding'] === undefined) this.#beatAt = this.#movedAt
   }
 
   #data (bytes: Buffer, from: number, to: number): void {
     const length = to - from
     this.#bytes += length
     this.#moved()
+    if (this.#plan.isFeed) this.#isMidLine = bytes[to - 1] !== LINE_END
     if (length <= LARGE && this.#held.length + length <= MOST_HELD) {
       this.#held += bytes.toString('latin1', from, to)
       return
@@ -246,21 +254,34 @@ export class Transfer implements UpstreamListener, Watched {
   /** Movement writes down the time alone: a timer per chunk would cost more than the chunk. */
   #moved (): void {
     this.#movedAt = this.#context.patrol.now
+    if (this.#beatAt !== undefined) this.#beatAt = this.#movedAt
   }
 
   #awaitHead (): void {
     if (this.#settled || this.#answer !== undefined) return
     this.#moved()
-    this.#mayRest = this.#context.limits.upstreamMs
-    this.#phase = this.#plan.isFeed ? 'feed' : 'head'
+    const { upstreamMs, heartbeatMs, stallMs } = this.#context.limits
+    // CouchDB sends the head of a feed with its first line or heartbeat.
+    this.#mayRest = this.#plan.isFeed ? Math.max(upstreamMs, heartbeatMs + stallMs) : upstreamMs
+    this.#phase = 'head'
   }
 
   look (now: number): void {
-    if (this.#phase === 'feed' || now - this.#movedAt <= this.#mayRest + this.#context.patrol.period) return
+    const { patrol } = this.#context
+    if (now - this.#movedAt <= this.#mayRest + patrol.period) return this.#beat(now)
     if (this.#phase === 'head') return this.#fail(new PatchcordError('upstream-slow', 'CouchDB did not answer in time'))
     const upstreamReadsNothing = this.#answer === undefined && (this.#call?.isBacklogged ?? true)
     if (upstreamReadsNothing) this.#fail(new PatchcordError('upstream-slow', 'CouchDB did not take the request'))
     else this.#leave('stalled')
+  }
+
+  /** The heartbeat that upstream owes: a client hears of its feed for as long as that may still come. */
+  #beat (now: number): void {
+    const { patrol, limits } = this.#context
+    if (this.#beatAt === undefined || this.#isMidLine || this.#isPaused || this.#hasAll || now - this.#beatAt < limits.heartbeatMs - patrol.period) return
+    this.#beatAt = now
+    this.#bytes += 1
+    this.#write('\n')
   }
 
   // ---- ends

@@ -1,6 +1,6 @@
 import type { Exchange } from './exchange.js'
 import { isObject } from './json.js'
-import { Heartbeat, Waiter } from './waiting.js'
+import { Heartbeat, Turns, Waiter } from './waiting.js'
 import { fillSmall, Inliner } from './inline.js'
 import { DOCUMENTS_PAGE } from './pages.js'
 import { badRequest, Problem, problemOf } from './problem.js'
@@ -47,27 +47,72 @@ export async function changes (exchange: Exchange, store: Store): Promise<void> 
 async function run (exchange: Exchange, store: Store, feed: Feed, start: number, waiter: Waiter): Promise<void> {
   const heartbeat = new Heartbeat(exchange)
   const rows = new RowWriter(exchange, store, feed)
-  let since = start
-  let left = feed.limit
+  let since: number
   try {
-    for (;;) {
-      waiter.reset()
-      const page = feed.descending ? await readBackwards(store, feed) : await readPage(store, feed, since, left)
-      const chosen = page.results.filter(change => feed.filter?.matches(change) ?? true)
-      const sent = chosen.slice(0, left)
-      await rows.write(sent)
-      left -= sent.length
-      since = sent.length < chosen.length || left === 0 ? sent.at(-1)?.seq ?? since : page.last_seq
-      if (left === 0 || feed.descending) break
-      if (page.results.length >= pageSize(feed)) continue
-      if (feed.kind === 'normal' || (feed.kind === 'longpoll' && rows.count > 0)) break
-      if (await waiter.wait(heartbeat.active ? undefined : heartbeat.timeoutMs) === 'timeout') break
-    }
+    since = feed.descending ? await runBackwards(store, feed, rows) : await runForwards(store, feed, start, rows, waiter, heartbeat)
   } finally {
     heartbeat.stop()
   }
   const pending = await pendingAfter(store, feed, since)
   exchange.end(feed.kind === 'continuous' ? `{"last_seq":${since},"pending":${pending}}\n` : `${rows.count > 0 ? '\n' : ''}],\n"last_seq":${since},"pending":${pending}}\n`)
+}
+
+/** Sends what there is and what comes, and returns where it ended. */
+async function runForwards (store: Store, feed: Feed, start: number, rows: RowWriter, waiter: Waiter, heartbeat: Heartbeat): Promise<number> {
+  let since = start
+  let left = feed.limit
+  for (;;) {
+    waiter.reset()
+    const page = await readPage(store, feed, since, left)
+    const chosen = await chosenBy(feed.filter, page.results)
+    const sent = chosen.slice(0, left)
+    await rows.write(sent)
+    left -= sent.length
+    since = sent.length < chosen.length || left === 0 ? sent.at(-1)?.seq ?? since : page.last_seq
+    if (left === 0) return since
+    if (page.results.length >= pageSize(feed)) continue
+    if (feed.kind === 'normal' || (feed.kind === 'longpoll' && rows.count > 0)) return since
+    if (await waiter.wait(heartbeat.active ? undefined : heartbeat.timeoutMs) === 'timeout') return since
+  }
+}
+
+/** Sends the newest first, and returns where it ended. */
+async function runBackwards (store: Store, feed: Feed, rows: RowWriter): Promise<number> {
+  const page = await readBackwards(store, feed)
+  let left = feed.limit
+  for (let at = 0; at < page.results.length; at += pageSize(feed)) {
+    const part = page.results.slice(at, at + pageSize(feed))
+    const chosen = await chosenBy(feed.filter, feed.filter?.readsDocuments === true ? await withDocuments(store, feed, part) : part)
+    const sent = chosen.slice(0, left)
+    await rows.write(sent)
+    left -= sent.length
+    if (left === 0) return sent.at(-1)!.seq
+  }
+  return page.last_seq
+}
+
+/** Without those that a newer change has replaced meanwhile. */
+async function withDocuments (store: Store, { docs }: Feed, changes: readonly Change[]): Promise<Change[]> {
+  const read = await store.read(pouch => Promise.all(changes.map(async change => {
+    const doc = await pouch.get(change.id, { rev: change.changes[0]!.rev, conflicts: docs.conflicts }).catch(noneWhereGone)
+    return doc && { ...change, doc }
+  })))
+  return read.filter(change => change !== undefined)
+}
+
+function noneWhereGone (error: unknown): undefined {
+  if (problemOf(error).status !== 404) throw error
+}
+
+async function chosenBy (filter: Filter | undefined, changes: readonly Change[]): Promise<readonly Change[]> {
+  if (filter === undefined) return changes
+  const turns = new Turns()
+  const chosen: Change[] = []
+  for (const change of changes) {
+    await turns.next()
+    if (filter.matches(change)) chosen.push(change)
+  }
+  return chosen
 }
 
 function readFeed (exchange: Exchange, body: Record<string, unknown>): Feed {
@@ -120,10 +165,10 @@ function readPage (store: Store, feed: Feed, since: number, left: number): Promi
 const readsDocuments = ({ docs, filter }: Feed): boolean => docs.include || filter?.readsDocuments === true
 const pageSize = (feed: Feed): number => readsDocuments(feed) ? DOCUMENTS_PAGE : PAGE
 
-/** All of them, since PouchDB cannot go on backwards from a place; the documents are read as they go out. */
+/** All of them, since PouchDB cannot go on backwards from a place; their documents are read later, a few at a time. */
 async function readBackwards (store: Store, feed: Feed): Promise<ChangesPage> {
   return await store.read(pouch => pouch.changes({
-    descending: true, style: feed.style, return_docs: true, include_docs: feed.filter?.readsDocuments === true,
+    descending: true, style: feed.style, return_docs: true, include_docs: false,
     ...(feed.filter === undefined && feed.limit !== Infinity && { limit: feed.limit }),
   }))
 }
@@ -178,10 +223,7 @@ class RowWriter {
     const document = await this.#store.read(async pouch => {
       const found = await pouch.get(id, { rev: changes[0]!.rev, conflicts })
       return attachments ? await fillSmall(pouch, found) : found
-    }).catch((error: unknown) => {
-      if (problemOf(error).status === 404) return undefined
-      throw error
-    })
+    }).catch(noneWhereGone)
     return document && JSON.stringify({ ...row, doc: attachments ? this.#inliner.mark(document) : document })
   }
 }

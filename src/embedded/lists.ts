@@ -3,7 +3,7 @@ import { isObject } from './json.js'
 import { isRevision } from './documents.js'
 import { fillSmall, Inliner } from './inline.js'
 import { documentPages, DOCUMENTS_PAGE, PAGE, type DocumentRange } from './pages.js'
-import { revisionsOf, revisionTree, type DocumentRow, type OpenRevision, type Pouch, type StoredDocument } from './pouch.js'
+import { leavesOf, revisionsOf, revisionTree, type DocumentRow, type OpenRevision, type Pouch, type StoredDocument } from './pouch.js'
 import { badRequest, Problem, problemOf } from './problem.js'
 import type { Store } from './store.js'
 
@@ -111,19 +111,48 @@ export async function bulkGet (exchange: Exchange, store: Store): Promise<void> 
   let separator = '\n'
   const inliner = new Inliner(exchange, store)
   const withAttachments = exchange.flag('attachments')
-  // Some at once for speed; with attachments one by one.
-  const step = withAttachments ? 1 : DOCUMENTS_PAGE
-  for (let at = 0; at < wanted.length; at += step) {
-    const part = wanted.slice(at, at + step)
-    const found = await store.read(pouch => Promise.all(part.map(one => openRevisions(pouch, one, exchange))))
-    const rows = part.map(({ id }, index) => JSON.stringify({ id, docs: found[index]!.map(one => 'ok' in one && withAttachments ? { ok: inliner.mark(one.ok) } : one) }))
-    await inliner.write(separator + rows.join(',\n'))
-    separator = ',\n'
+  // Some at once for speed; with attachments, and behind what was large, one by one.
+  let step = withAttachments ? 1 : DOCUMENTS_PAGE
+  let isDone = false
+  for (const reads = readsOf(wanted, store); !isDone;) {
+    const part: Read[] = []
+    while (part.length < step && !isDone) {
+      const { value } = await reads.next()
+      if (value === undefined) isDone = true
+      else part.push(value)
+    }
+    // What is asked for several times is read once.
+    const reading = new Map<string, Promise<Found[]>>()
+    const found = await store.read(pouch => Promise.all(part.map(one => {
+      const key = JSON.stringify([one.id, one.rev])
+      const read = reading.get(key) ?? readRevision(pouch, one, exchange)
+      reading.set(key, read)
+      return read
+    })))
+    let text = ''
+    let length = 0
+    for (const [index, { id, isFirst, isLast }] of part.entries()) {
+      const docs = found[index]!.map(one => JSON.stringify('ok' in one && withAttachments ? { ok: inliner.mark(one.ok) } : one)).join()
+      text += `${isFirst ? `${separator}{"id":${JSON.stringify(id)},"docs":[` : ','}${docs}${isLast ? ']}' : ''}`
+      separator = ',\n'
+      length += docs.length
+      if (text.length > FLUSH) {
+        await inliner.write(text)
+        text = ''
+      }
+    }
+    if (text !== '') await inliner.write(text)
+    step = withAttachments || length > LARGE ? 1 : DOCUMENTS_PAGE
   }
   exchange.end('\n]}\n')
 }
 
+/** Documents that are together larger than this are read one by one from then on. */
+const LARGE = 1024 * 1024
+
 interface Wanted { readonly id: string, readonly rev: string | undefined }
+/** One revision to be read. A row is `{"id", "docs": […]}`. */
+interface Read extends Wanted { readonly isFirst: boolean, readonly isLast: boolean }
 type Found = { readonly ok: StoredDocument } | { readonly error: object }
 
 function parseWanted (value: unknown): Wanted {
@@ -135,7 +164,17 @@ function parseWanted (value: unknown): Wanted {
   return { id, rev }
 }
 
-async function openRevisions (pouch: Pouch, { id, rev }: Wanted, exchange: Exchange): Promise<Found[]> {
+/** Where no revision is named all leaves are meant, of which a document may have a thousand. */
+async function * readsOf (wanted: readonly Wanted[], store: Store): AsyncGenerator<Read, undefined> {
+  for (const { id, rev } of wanted) {
+    const tree = rev === undefined ? await store.read(pouch => revisionTree(pouch, id)) : undefined
+    const revs = tree === undefined ? [rev] : leavesOf(tree)
+    for (const [index, rev] of revs.entries()) yield { id, rev, isFirst: index === 0, isLast: index === revs.length - 1 }
+  }
+  return undefined
+}
+
+async function readRevision (pouch: Pouch, { id, rev }: Wanted, exchange: Exchange): Promise<Found[]> {
   const failed = (error: string, reason: string): Found => ({ error: { id, rev: rev ?? 'undefined', error, reason } })
   try {
     const found: OpenRevision[] = await pouch.get(id, {

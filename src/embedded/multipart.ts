@@ -15,8 +15,8 @@ import type { Store } from './store.js'
  *     {"_id":"x","_rev":"1-a"}
  *     --b--
  */
-export async function * multipartRevisions (revisions: readonly OpenRevision[], boundary: string, store: Store): AsyncGenerator<string | Buffer> {
-  for (const revision of revisions) {
+export async function * multipartRevisions (revisions: AsyncIterable<OpenRevision>, boundary: string, store: Store): AsyncGenerator<string | Buffer> {
+  for await (const revision of revisions) {
     yield `\r\n--${boundary}`
     if ('missing' in revision) yield `\r\nContent-Type: application/json; error="true"\r\n\r\n${JSON.stringify(revision)}`
     else yield * documentPart(revision.ok, store)

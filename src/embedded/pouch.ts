@@ -112,3 +112,6 @@ export function revisionsOf (tree: RevisionTree): Revision[] {
   }
   return revisions
 }
+
+/** The newest revision of every branch, deleted ones included. */
+export const leavesOf = (tree: RevisionTree): string[] => revisionsOf(tree).filter(({ leaf }) => leaf).map(({ rev }) => rev)

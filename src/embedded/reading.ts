@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { Exchange } from './exchange.js'
 import { fillSmall, Inliner, readBytes } from './inline.js'
 import { multipartRevisions } from './multipart.js'
-import { revisionsOf, revisionTree, type OpenRevision, type Pouch, type StoredAttachment, type StoredDocument } from './pouch.js'
+import { leavesOf, revisionsOf, revisionTree, type OpenRevision, type Pouch, type StoredAttachment, type StoredDocument } from './pouch.js'
 import { badRequest, missing, Problem } from './problem.js'
 import type { Store } from './store.js'
 
@@ -55,18 +55,51 @@ async function getDocument (pouch: Pouch, id: string, exchange: Exchange): Promi
   return document
 }
 
+/** One revision after the other: a document may have a thousand, of several megabytes each. */
 async function readOpenRevisions (exchange: Exchange, store: Store, id: string): Promise<void> {
-  const given = exchange.parameter('open_revs')!
-  const open_revs = given === 'all' ? 'all' as const : JSON.parse(given) as string[]
   const accept = exchange.request.headers.get('accept') ?? ''
   const isMultipart = accept.includes('multipart/mixed') && !accept.includes('application/json')
-  const withAttachments = isMultipart || asksForAttachments(exchange)
-  const revisions = await store.read(async pouch => {
-    const found: OpenRevision[] = await pouch.get(id, { open_revs, revs: exchange.flag('revs'), latest: exchange.flag('latest') })
-    if (!withAttachments) return found
-    return await Promise.all(found.map(async one => 'ok' in one ? { ok: await fillSmall(pouch, one.ok) } : one))
-  })
-  if (!isMultipart) return await writeInlined(exchange, store, {}, inliner => revisions.map(one => 'ok' in one && withAttachments ? { ok: inliner.mark(one.ok) } : one))
+  const revisions = openRevisions(exchange, store, id, await askedRevisions(exchange, store, id), isMultipart || asksForAttachments(exchange))
+  if (isMultipart) await writeMultipart(exchange, store, revisions)
+  else await writeOpenRevisions(exchange, store, revisions)
+}
+
+/** Throws 404 where there is no document and every revision of it is asked for. */
+async function askedRevisions (exchange: Exchange, store: Store, id: string): Promise<readonly string[]> {
+  const given = exchange.parameter('open_revs')!
+  if (given !== 'all') return [...new Set(JSON.parse(given) as string[])]
+  const tree = await store.read(pouch => revisionTree(pouch, id))
+  if (tree === undefined) throw missing()
+  return leavesOf(tree)
+}
+
+async function * openRevisions (exchange: Exchange, store: Store, id: string, asked: readonly string[], withAttachments: boolean): AsyncGenerator<OpenRevision> {
+  const sent = new Set<string>()
+  for (const rev of asked) {
+    const found = await store.read(async pouch => {
+      const [one] = await pouch.get(id, { open_revs: [rev], revs: exchange.flag('revs'), latest: exchange.flag('latest') })
+      return one !== undefined && 'ok' in one && withAttachments ? { ok: await fillSmall(pouch, one.ok) } : one
+    })
+    if (found === undefined) continue
+    // Of several that lead to one leaf, `latest` gives that leaf for each.
+    const name = 'ok' in found ? found.ok._rev : found.missing
+    if (!sent.has(name)) yield found
+    sent.add(name)
+  }
+}
+
+async function writeOpenRevisions (exchange: Exchange, store: Store, revisions: AsyncIterable<OpenRevision>): Promise<void> {
+  const inliner = new Inliner(exchange, store)
+  exchange.head(200, { 'Content-Type': 'application/json' })
+  let before = '['
+  for await (const one of revisions) {
+    await inliner.write(before + JSON.stringify('ok' in one ? { ok: inliner.mark(one.ok) } : one))
+    before = ','
+  }
+  exchange.end(before === '[' ? '[]\n' : ']\n')
+}
+
+async function writeMultipart (exchange: Exchange, store: Store, revisions: AsyncIterable<OpenRevision>): Promise<void> {
   const boundary = randomBytes(16).toString('hex')
   exchange.head(200, { 'Content-Type': `multipart/mixed; boundary="${boundary}"` })
   for await (const part of multipartRevisions(revisions, boundary, store)) await exchange.write(part)

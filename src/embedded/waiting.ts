@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
 import type { Exchange } from './exchange.js'
 import { Problem } from './problem.js'
 import type { Store } from './store.js'
@@ -66,4 +67,18 @@ export class Heartbeat {
   get active (): boolean { return this.#timer !== undefined }
 
   stop (): void { clearInterval(this.#timer) }
+}
+
+/** How long one request may keep all others waiting (ms). */
+const TURN_MS = 20
+
+/** Lets others have their turn in the middle of what takes long and waits for nothing. */
+export class Turns {
+  #since = performance.now()
+
+  async next (): Promise<void> {
+    if (performance.now() - this.#since < TURN_MS) return
+    await nextTurn()
+    this.#since = performance.now()
+  }
 }

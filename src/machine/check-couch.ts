@@ -1,10 +1,10 @@
 import { request } from 'node:http'
-import { readdirSync, statSync } from 'node:fs'
+import { existsSync, readdirSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { systemCode } from '../core/errors.js'
 import type { Check, Examined } from './doctor.js'
 import { textOf } from './files.js'
-import { listeners } from './listeners.js'
+import { listeners, type Listener } from './listeners.js'
 
 const ASK_MS = 3_000
 
@@ -20,15 +20,23 @@ export async function checkCouch ({ root, service }: Examined): Promise<Check> {
   const session = await ask(url, '/_session')
   if (answer.status === 200 && isAdmin(session?.text)) return { name: 'couchdb', ok: false, detail: `CouchDB at ${url} is an admin party: whoever reaches it may do everything`, hint: 'set an administrator in local.ini ([admins]), and restart it' }
   if (answer.status === 200) return { name: 'couchdb', ok: false, detail: `CouchDB at ${url} tells its databases without a password`, hint: 'set require_valid_user = true in local.ini ([chttpd]), and restart it' }
-  const open = listeners(root).filter(({ isLoopback }) => !isLoopback)
-  if (open.some(one => one.port === port)) return { name: 'couchdb', ok: false, detail: `CouchDB is open beyond this machine, at port ${port}: who reaches it needs no certificate`, hint: 'set bind_address = 127.0.0.1 in local.ini ([chttpd]), and restart it' }
-  const erlang = erlangUsers(root)
-  const distribution = open.find(one => one.port === EPMD_PORT || (one.uid !== 0 && erlang.has(one.uid)))
-  if (distribution !== undefined) return { name: 'couchdb', ok: false, detail: `Erlang's distribution is open beyond this machine, at port ${distribution.port}: who knows its cookie runs programs here`, hint: 'in vm.args: -kernel inet_dist_use_interface {127,0,0,1}; and ERL_EPMD_ADDRESS=127.0.0.1 in its environment' }
+  if (openListeners(root).some(one => one.port === port)) return { name: 'couchdb', ok: false, detail: `CouchDB is open beyond this machine, at port ${port}: who reaches it needs no certificate`, hint: 'set bind_address = 127.0.0.1 in local.ini ([chttpd]), and restart it' }
+  const distribution = openDistribution(root, [ROOT])
+  if (distribution !== undefined) return { name: 'couchdb', ok: false, detail: `Erlang's distribution is open beyond this machine, at port ${distribution}: who knows its cookie runs programs here`, hint: 'in vm.args: -kernel inet_dist_use_interface {127,0,0,1}; and ERL_EPMD_ADDRESS=127.0.0.1 in its environment' }
   return { name: 'couchdb', ok: true, detail: `CouchDB at ${url}: on loopback alone, and it asks for a password`, hint: '' }
 }
 
 const EPMD_PORT = 4369
+const ROOT = 0
+
+const openListeners = (root: string): Listener[] => listeners(root).filter(({ isLoopback }) => !isLoopback)
+
+/** A port beyond loopback at which Erlang's distribution or its port mapper listens, or undefined. Whose socket is whose is told by
+ * the user alone: what users in `except` listen with may be any program's of theirs. */
+export function openDistribution (root: string, except: readonly number[]): number | undefined {
+  const erlang = erlangUsers(root)
+  return openListeners(root).find(one => one.port === EPMD_PORT || (!except.includes(one.uid) && erlang.has(one.uid)))?.port
+}
 
 function isAdmin (text: string | undefined): boolean {
   try {
@@ -39,10 +47,11 @@ function isAdmin (text: string | undefined): boolean {
   }
 }
 
-/** The users whose processes are Erlang machines. */
+/** The users whose processes are Erlang machines; none where no /proc says so. */
 function erlangUsers (root: string): Set<number> {
   const users = new Set<number>()
-  for (const pid of readdirSync(join(root, 'proc')).filter(name => /^\d+$/.test(name))) {
+  const proc = join(root, 'proc')
+  for (const pid of existsSync(proc) ? readdirSync(proc).filter(name => /^\d+$/.test(name)) : []) {
     if (!/^(?:beam|beam\.smp|epmd)$/.test(textOf(join(root, 'proc', pid, 'comm'))?.trim() ?? '')) continue
     try {
       users.add(statSync(join(root, 'proc', pid)).uid)
