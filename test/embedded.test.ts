@@ -466,7 +466,7 @@ void t.test('revisions are read one by one, and once, however many there are and
   const [all] = await time('GET', '/notes/doc?open_revs=all', json)
   t.same(oks(all.json), revs)
   const [parts] = await time('GET', '/notes/doc?open_revs=all', { headers: { accept: 'multipart/mixed' } })
-  t.same([...parts.text.matchAll(/"_rev":"(1-\d)"/g)].map(match => match[1]).toSorted(), revs)
+  t.same([...parts.text.matchAll(/"_rev":"(1-\d)"/g)].map(match => match[1]!).toSorted(), revs)
   const [some] = await time('GET', '/notes/doc?open_revs=["1-0","2-x","1-0"]', json)
   t.same((some.json as unknown as object[]).map(one => Object.keys(one)), [['ok'], ['missing']])
   t.same((await ask(url, 'GET', '/notes/none?open_revs=["1-0"]', json)).json, [{ missing: '1-0' }])
