@@ -6,7 +6,7 @@ import t from 'tap'
 import { chart } from '../scripts/bench/chart.js'
 import { contest, median, type Contestant, type Outcome, type Work } from '../scripts/bench/contest.js'
 import { fill } from '../scripts/bench/materials.js'
-import { details, summary } from '../scripts/bench/report.js'
+import { details, readmeTable, summary } from '../scripts/bench/report.js'
 import { merge, withFigures, writeResults, readResults, newestResults, type Measured, type Results } from '../scripts/bench/results.js'
 import { WORKS } from '../scripts/bench/works.js'
 
@@ -71,6 +71,9 @@ await t.test('turns alternate, the warm-up does not count, ratios are made withi
   const less = await run({ ...WORK, better: 'less', goal: { limit: 3 } }, [contestant('patchcord', [9, 2, 2, 2], log), contestant('other', [9, 4, 4, 4], log)])
   t.equal(less.ratios['other']?.median, 2, 'half of what is better smaller is twice as good')
   t.equal(less.reached, true)
+  const perCpu = await run({ ...WORK, goal: { of: 'other', ratio: 1.5, perCpu: true } }, [contestant('patchcord', [1, 1, 1, 1], log), { ...contestant('other', [], log), start: async () => ({ turn: async () => ({ value: 2, perCpu: 1 }), stop: async () => undefined }) }])
+  t.equal(perCpu.reached, true, 'half as fast, by a quarter of the cores')
+  t.match(readmeTable([perCpu]), /0\.50 × other \(2\.00 for the cores used\) \| 1\.5 × other for the cores used: reached/)
   const alone = await run(WORK, [contestant('patchcord', [1, 1, 1, 1], log), contestant('other', [], log, 'not installed')])
   t.equal(alone.reached, undefined, 'nothing is reached beside somebody who is missing')
   t.equal(median([4, 1, 3, 2]), 2.5)

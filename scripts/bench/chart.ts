@@ -17,7 +17,7 @@ const escape = (text: string): string => text.replaceAll('&', '&amp;').replaceAl
 /** An SVG of the ratios. One row for each work and each other contestant. */
 export function chart (outcomes: readonly Outcome[], foot: string): string {
   const rows = outcomes.flatMap(({ name, ratios, goal }) => Object.entries(ratios).map(([who, ratio], at) => ({
-    label: at === 0 ? name : '', who, ratio: ratio.median, low: ratio.low, high: ratio.high, goal: goal !== undefined && 'of' in goal && goal.of === who ? goal.ratio : undefined,
+    label: at === 0 ? name : '', who, ratio: ratio.median, low: ratio.low, high: ratio.high, goal: goal !== undefined && 'of' in goal && goal.of === who && goal.perCpu !== true ? goal.ratio : undefined,
   })))
   const top = 58
   const height = top + rows.length * ROW + 52

@@ -31,9 +31,9 @@ export interface Contestant {
   start (): Promise<Runner>
 }
 
-/** `ratio` times `of`, and never less than `floor` times; or, where a number is the goal, at most (`less`) or at least
- * (`more`) so much. */
-export type Goal = { readonly of: string, readonly ratio: number, readonly floor?: number } | { readonly limit: number }
+/** `ratio` times `of`, and never less than `floor` times, for the cores that each kept busy where `perCpu` is set; or, where a number is the
+ * goal, at most (`less`) or at least (`more`) so much. */
+export type Goal = { readonly of: string, readonly ratio: number, readonly floor?: number, readonly perCpu?: true } | { readonly limit: number }
 
 export interface Work {
   readonly name: string
@@ -121,8 +121,9 @@ export async function contest (work: Work, contestants: readonly Contestant[], {
   const ratios = compare(work.better, ({ value }) => value)
   const cpuRatios = compare('more', ({ perCpu }) => perCpu)
   const missing = contestants.filter(contestant => contestant.missing !== undefined).map(({ name, missing: why }) => ({ name, why: why! }))
-  const reached = isReached(work, standings, ratios)
-  const aboveFloor = goalRatio(work, ratios, goal => goal.floor)
+  const judged = work.goal !== undefined && 'of' in work.goal && work.goal.perCpu === true ? cpuRatios : ratios
+  const reached = isReached(work, standings, judged)
+  const aboveFloor = goalRatio(work, judged, goal => goal.floor)
   return { ...work, standings, ratios, cpuRatios, missing, ...reached === undefined ? {} : { reached }, ...aboveFloor === undefined ? {} : { aboveFloor }, load: { before, after: load() } }
 }
 

@@ -14,7 +14,7 @@ function table (head: readonly string[], rows: ReadonlyArray<readonly string[]>)
 
 export function goalOf ({ goal, unit }: Outcome): string {
   if (goal === undefined) return ''
-  return 'of' in goal ? `${goal.ratio} × ${goal.of}${goal.floor === undefined ? '' : `, at least ${goal.floor}`}` : `${figure(goal.limit)} ${unit}`
+  return 'of' in goal ? `${goal.ratio} × ${goal.of}${goal.perCpu === true ? ' for the cores used' : ''}${goal.floor === undefined ? '' : `, at least ${goal.floor}`}` : `${figure(goal.limit)} ${unit}`
 }
 
 /** `ahead` compares what the ratio means: 1.2 is 1.2 times as good, whatever the unit. */
@@ -35,12 +35,12 @@ export function summary (outcomes: readonly Outcome[]): string {
 /** What the README shows: the ratio is of whom the goal names, or of each where there is no goal. */
 export function readmeTable (outcomes: readonly Outcome[]): string {
   return table(['work', 'patchcord', 'ratio: 1 is equal, more is ahead', 'goal'], outcomes.map(outcome => {
-    const { title, unit, standings, ratios, ours, missing, reached } = outcome
+    const { title, unit, standings, ratios, cpuRatios, ours, missing, reached, goal } = outcome
     const own = standings.find(({ name }) => name === ours)
     const others = standings.filter(({ name }) => name !== ours)
     return [
       title, own === undefined ? '–' : `${figure(own.median)} ${unit}`,
-      [...others.map(({ name }) => ratios[name] === undefined ? name : `${ratios[name].median.toFixed(2)} × ${name}`), ...missing.map(({ name }) => `${name} is not installed`)].join(', '),
+      [...others.map(({ name }) => ratios[name] === undefined ? name : `${ratios[name].median.toFixed(2)} × ${name}${goal !== undefined && 'of' in goal && goal.perCpu === true && goal.of === name ? ` (${cpuRatios[name]?.median.toFixed(2)} for the cores used)` : ''}`), ...missing.map(({ name }) => `${name} is not installed`)].join(', '),
       `${goalOf(outcome)}${reached === undefined ? '' : reached ? ': reached' : ': **behind**'}`,
     ]
   }))
