@@ -4,14 +4,14 @@ import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { LEAF_BYTES } from '../files/content-id.js'
 import { giverOf, type Giver } from '../files/giver.js'
-import { PerKey } from '../files/per-key.js'
 import type { FileStore } from '../files/store.js'
 import { askRecords, type Source } from '../sync/ask-file.js'
 import type { Downloads } from '../sync/downloads.js'
 import { prove } from '../sync/prove.js'
 import type { Conflicts } from './conflicts.js'
 import type { CouchClient } from './couch-client.js'
-import { FileFeed, sizeIn, type FileChange } from './file-feed.js'
+import { FileFeed, type FileChange } from './file-feed.js'
+import { FileRecords } from './file-records.js'
 import { sourceOf, sourcesOn } from './file-sources.js'
 import { fetches, type FollowPolicies, type FollowPolicy } from './follow-policies.js'
 import type { Peer, Peers } from './peers.js'
@@ -64,9 +64,7 @@ interface Followed {
 export class Following {
   readonly #options: FollowingOptions
   readonly #followed = new Map<DatabaseName, Followed>()
-  readonly #perFile = new PerKey<string>()
-  /** Records that an `add` is making: their documents come in a moment. */
-  readonly #making = new Map<string, number>()
+  readonly #records: FileRecords
   readonly #abort = new AbortController()
   readonly #tasks = new Set<Promise<void>>()
   #small = 0
@@ -75,6 +73,7 @@ export class Following {
 
   constructor (options: FollowingOptions) {
     this.#options = options
+    this.#records = new FileRecords(options.store, options.couch, this.#abort.signal)
   }
 
   /** Follows exactly these local databases. */
@@ -124,25 +123,15 @@ export class Following {
     this.#pump()
   }
 
-  /** Runs the making of records whose documents are written after them, so that nobody takes them for left over. */
-  async making<Result> (database: DatabaseName, ids: readonly ContentId[], task: () => Promise<Result>): Promise<Result> {
-    const keys = ids.map(id => `${database} ${id}`)
-    for (const key of keys) this.#making.set(key, (this.#making.get(key) ?? 0) + 1)
-    try {
-      return await task()
-    } finally {
-      for (const key of keys) {
-        const left = (this.#making.get(key) ?? 1) - 1
-        if (left === 0) this.#making.delete(key)
-        else this.#making.set(key, left)
-      }
-    }
+  /** As `FileRecords.making`. */
+  making<Result> (database: DatabaseName, ids: readonly ContentId[], task: () => Promise<Result>): Promise<Result> {
+    return this.#records.making(database, ids, task)
   }
 
   /** A file was fetched because somebody asked for it: records it where following would have. */
   async fetched (id: ContentId, givers: ReadonlySet<Giver>): Promise<void> {
     for (const database of this.#followed.keys()) {
-      if (this.#isGivenFor(database, givers)) await this.#record(database, id)
+      if (this.#isGivenFor(database, givers)) await this.#records.record(database, id)
     }
   }
 
@@ -160,7 +149,7 @@ export class Following {
       couch, database, clock, logger,
       onConflicts: losers => { conflicts.changed(database, losers) },
       onChanges: async changes => { await this.#changed(database, wanted, changes) },
-      onCaughtUp: async () => { await this.#sweep(database) },
+      onCaughtUp: async () => { await this.#records.sweep(database) },
     })
     this.#followed.set(database, { feed, wanted })
   }
@@ -170,7 +159,7 @@ export class Following {
     await Promise.all(changes.map(async ({ id, size }) => {
       if (size === undefined) {
         wanted.delete(id)
-        await this.#forget(database, id)
+        await this.#records.forget(database, id)
         return
       }
       const isHere = await store.has(id)
@@ -178,38 +167,6 @@ export class Following {
       else wanted.set(id, { size, notBefore: 0, failures: 0, isRunning: false, isMissing: !isHere })
     }))
     this.#pump()
-  }
-
-  /** Records without a document, from before this process: their documents went while nobody looked. */
-  async #sweep (database: DatabaseName): Promise<void> {
-    for await (const id of this.#options.store.recordsOf(database)) {
-      if (this.#abort.signal.aborted) return
-      await this.#forget(database, id)
-    }
-  }
-
-  /** Takes a record back, unless a document refers to the file after all. */
-  async #forget (database: DatabaseName, id: ContentId): Promise<void> {
-    const key = `${database} ${id}`
-    await this.#perFile.run(key, async () => {
-      if (this.#making.has(key) || await this.#refers(database, id) || this.#making.has(key)) return
-      await this.#options.store.unrecord(id, database)
-    })
-  }
-
-  /** Makes a record, while a document refers to the file. Whoever calls this has seen that it may be made. */
-  async #record (database: DatabaseName, id: ContentId): Promise<boolean> {
-    return await this.#perFile.run(`${database} ${id}`, async () => {
-      if (!await this.#refers(database, id)) return false
-      await this.#options.store.record(id, database)
-      return true
-    })
-  }
-
-  async #refers (database: DatabaseName, id: ContentId): Promise<boolean> {
-    const { status, value } = await this.#options.couch.ask('GET', `/${encodeURIComponent(database)}/${id}`)
-    if (status !== 200 && status !== 404) throw new PatchcordError('upstream-down', `CouchDB answered ${status} for a document of ${database}`)
-    return status === 200 && sizeIn(id, value) !== undefined
   }
 
   /** The devices that a database is received from. */
@@ -303,11 +260,11 @@ export class Following {
       }
       one.isMissing = false
       emit({ event: 'fetched', id, size: one.size, database })
-      if (this.#isGivenFor(database, givers)) return await this.#record(database, id) || true
+      if (this.#isGivenFor(database, givers)) return await this.#records.record(database, id) || true
     }
     one.isMissing = false
     if ((await store.records(id)).includes(database)) return true
-    if (recorded.size > 0) return await this.#record(database, id) || true
+    if (recorded.size > 0) return await this.#records.record(database, id) || true
     // It is here, from elsewhere or from several. Peers of the database gain it only where one of them gives it whole.
     if (!this.#options.isShared(database)) return false
     let problem: unknown
@@ -315,7 +272,7 @@ export class Following {
       if (downloads.distrust.of(source.device) !== undefined) continue
       try {
         await prove(store.hashes, source, id, one.size, signal)
-        return await this.#record(database, id) || true
+        return await this.#records.record(database, id) || true
       } catch (error) {
         signal.throwIfAborted()
         if (error instanceof PatchcordError && error.code === 'verification') downloads.distrust.add(source.device, { id, reason: error.message })

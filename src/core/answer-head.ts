@@ -13,8 +13,10 @@ export const MOST_HEAD_BYTES = 16_384
  * come (`isWholeHead`). Throws BadAnswer past `most` bytes, and as soon as it can be no HTTP/1. */
 export function readHead (before: string, bytes: Buffer, at: number, end: number, most = MOST_HEAD_BYTES): string {
   // One byte more than it may have: then it is too long.
-  const text = before + bytes.toString('latin1', at, Math.min(end, at + most + 1 - before.length))
-  const found = text.indexOf(HEAD_END, Math.max(0, before.length - 3))
+  const piece = bytes.toString('latin1', at, Math.min(end, at + most + 1 - before.length))
+  // Nearly every head comes in one piece.
+  const text = before === '' ? piece : before + piece
+  const found = before === '' ? text.indexOf(HEAD_END) : text.indexOf(HEAD_END, Math.max(0, before.length - 3))
   const head = found === -1 ? text : text.slice(0, found + HEAD_END.length)
   if (head.length > most) throw new BadAnswer('a head that is too long')
   if (found === -1 && !'HTTP/1.'.startsWith(text.slice(0, 7))) throw new BadAnswer('what is not HTTP')
@@ -49,17 +51,17 @@ const ONCE: ReadonlySet<string> = new Set(['content-length', 'transfer-encoding'
 /** Whether a field of this name says where an answer ends. */
 export const isFraming = (name: string): boolean => ONCE.has(name.toLowerCase())
 
-/** Parses heads for somebody who reads the fields of these names. */
+/** Parses heads for somebody who reads these fields. */
 export class HeadParser<Name extends string> {
-  /** All are there from the beginning: objects that grow by whatever names come are each of a kind of their own, and slow to read. */
-  readonly #none: Readonly<HeadFields<Name>>
+  readonly #noFields: () => HeadFields<Name>
   /** The names of those fields, by what an answer calls them: in small letters, and as most servers write them. */
   readonly #names: ReadonlyMap<string, string>
 
-  /** `names` in lower case. */
-  constructor (names: readonly Name[]) {
-    this.#none = Object.fromEntries(['transfer-encoding', 'content-length', 'connection', ...names].map(name => [name, undefined])) as HeadFields<Name>
-    this.#names = new Map(Object.keys(this.#none).flatMap(name =>
+  /** `noFields` makes them, all undefined. All are there from the beginning: objects that grow by whatever names come are each of a kind of their own,
+   * and slow to read; a literal is made at once, which a copy is not. */
+  constructor (noFields: () => HeadFields<Name>) {
+    this.#noFields = noFields
+    this.#names = new Map(Object.keys(noFields()).flatMap(name =>
       [[name, name], [name.replace(/\b[a-z]/g, letter => letter.toUpperCase()), name], [name.toUpperCase(), name], ...name === 'etag' ? [['ETag', name] as const] : []]))
   }
 
@@ -70,7 +72,7 @@ export class HeadParser<Name extends string> {
     if (line === null) throw new BadAnswer('what is not HTTP')
     FIELD_LINES.lastIndex = statusEnd + 2
     if (!FIELD_LINES.test(text)) throw new BadAnswer('a header that is none')
-    const headers: Record<string, string | undefined> = { ...this.#none }
+    const headers: Record<string, string | undefined> = this.#noFields()
     // All lines are of their form: what is left is to find the few that somebody reads.
     for (let at = statusEnd + 2, end = text.indexOf('\r\n', at); end > at; at = end + 2, end = text.indexOf('\r\n', at)) {
       const colon = text.indexOf(':', at)

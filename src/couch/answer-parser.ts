@@ -163,4 +163,7 @@ const CHUNK_SIZE = /^([0-9a-f]{1,8})(?:;[\t\x20-\x7e\x80-\xff]*)?$/i
 const FIELD_NAME = /^([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[\t\x20-\x7e\x80-\xff]*$/
 
 /** The fields that somebody reads. */
-const HEADS = new HeadParser(['content-type', 'content-encoding', 'etag', 'accept-ranges', 'content-range', 'content-md5', 'date', 'cache-control'])
+const HEADS = new HeadParser(() => ({
+  'transfer-encoding': undefined, 'content-length': undefined, 'connection': undefined, 'content-type': undefined, 'content-encoding': undefined,
+  'etag': undefined, 'accept-ranges': undefined, 'content-range': undefined, 'content-md5': undefined, 'date': undefined, 'cache-control': undefined,
+}))

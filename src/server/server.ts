@@ -1,5 +1,5 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto'
-import { ServerResponse, type IncomingMessage, type Server as HttpServer } from 'node:http'
+import type { IncomingMessage, Server as HttpServer, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
 import { createSecureContext, type TLSSocket } from 'node:tls'
 import type { Address } from '../core/address.js'
@@ -10,24 +10,17 @@ import type { Limits } from '../core/limits.js'
 import { silentLogger, type Logger } from '../core/log.js'
 import { strictServer } from '../core/strict-server.js'
 import { CouchProxy } from '../couch/proxy.js'
-import { sendCouchJson } from '../core/couch-answers.js'
-import { COUCH_WELCOME, visibleDatabases } from '../couch/welcome.js'
 import { FileReader } from '../files/reader.js'
-import { serveFile } from '../files/serve.js'
 import { isRefusal } from '../identity/admission.js'
 import { readLeaf, type Leaf } from '../identity/leaf.js'
-import type { CanonicalRequest } from '../policy/canonical.js'
-import type { Principal } from '../policy/principal.js'
-import type { Action, CouchAction } from '../policy/route.js'
-import { answerJson } from './answers.js'
 import { Connections, type Connection } from './connections.js'
 import type { ServerCounts } from './counts.js'
-import { Dispatch, isFeed, type Asked, type Outcome } from './dispatch.js'
+import { Dispatch, isFeed } from './dispatch.js'
 import { applyUpdate, limitsOf, parseEnv, type ServerEnvInput, type ServerUpdate } from './env.js'
+import { Handlers } from './handlers.js'
 import { openLane, type LaneOptions } from './lane.js'
 import { Listener } from './listener.js'
 import { Mail } from './mail.js'
-import type { Permit } from './permit.js'
 import { Shortage } from './shortage.js'
 import { buildState, type ServerState } from './state.js'
 
@@ -114,6 +107,7 @@ class Server implements PatchcordServer {
     this.#connections = new Connections(limits)
     this.#shortage = new Shortage({ clock, logger })
     const onShortage = (what: string): void => { this.#shortage.noticed(what) }
+    const handlers = new Handlers({ state: () => this.#state, couch: () => this.#couch, files: this.#files, mail: this.#mail, limits, clock, logger })
     this.#dispatch = new Dispatch({
       state: () => this.#state,
       connections: this.#connections,
@@ -121,7 +115,7 @@ class Server implements PatchcordServer {
       clock,
       logger,
       readRecords: async ({ id }) => await this.#files?.records(id) ?? [],
-      handle: (permit, request, asked) => this.#handle(permit, request, asked),
+      handle: (permit, request, asked) => handlers.handle(permit, request, asked),
       onShortage,
     })
     const { headBytes, headMs, headers, idleMs } = limits
@@ -279,39 +273,6 @@ class Server implements PatchcordServer {
     }
     if (connection !== undefined) connection.refused = true
     socket.destroySoon()
-  }
-
-  #handle (permit: Permit, request: CanonicalRequest, asked: Asked): Promise<Outcome> | Outcome {
-    // Without a promise of its own: nearly all requests are of this kind.
-    const { principal, action } = permit
-    return action.kind === 'couch' ? this.#handleCouch(principal, action, request, asked) : this.#handleOwn(principal, action, request, asked)
-  }
-
-  #handleCouch (principal: Principal, action: CouchAction, request: CanonicalRequest, { message, response }: Asked): Promise<Outcome> | Outcome {
-    if (action.row.path === 'welcome') return { status: 200, bytes: sendCouchJson(response, 200, COUCH_WELCOME) }
-    if (action.row.path === 'all-dbs') return { status: 200, bytes: sendCouchJson(response, 200, visibleDatabases(principal, this.#state.databases)) }
-    const all = this.#state.env.couch?.credentials ?? {}
-    const credentials = Object.hasOwn(all, principal.grantName) ? all[principal.grantName] : undefined
-    if (this.#couch === undefined || credentials === undefined) throw new PatchcordError('upstream-down', 'no CouchDB is configured for this grant')
-    return this.#couch.forward({ action, request, principal, credentials, body: message, response })
-  }
-
-  async #handleOwn (principal: Principal, action: Exclude<Action, CouchAction>, request: CanonicalRequest, { response }: Asked): Promise<Outcome> {
-    switch (action.kind) {
-      case 'self':
-        return { status: 200, bytes: answerJson(response, { patchcord: 1, device: this.device, user: this.#state.trust.user, you: { device: principal.device, relation: principal.relation } }) }
-      case 'mail':
-        return { status: 200, bytes: await this.#mail.answer(response, principal.device, request.headers.get('if-none-match')) }
-      case 'file': {
-        if (this.#files === undefined) throw new PatchcordError('not-found', 'missing')
-        if (action.part === 'records') return { status: 200, bytes: answerJson(response, { databases: await this.#files.records(action.id) }) }
-        if (!(response instanceof ServerResponse)) throw new PatchcordError('internal', 'a file on the plain lane')
-        const method = request.method === 'HEAD' ? 'HEAD' : 'GET'
-        const served = await serveFile(this.#files, { id: action.id, part: action.part, method, headers: request.headers, account: action.account }, response, this.#limits, this.#clock)
-        if (served.ending === 'cut') this.#logger.error({ id: action.id, part: action.part, bytes: served.bytes }, 'a file of the store ended before its size, or its disk failed; the transfer was cut. `patchcord verify` tells what is damaged')
-        return served
-      }
-    }
   }
 }
 

@@ -32,7 +32,10 @@ export interface Exchange {
 }
 
 const READ_BYTES = 65_536
-const HEADS = new HeadParser(['content-range', FILE_SIZE_HEADER.toLowerCase(), ACCOUNT_HEADER.toLowerCase()])
+const [FILE_SIZE, ACCOUNT] = [FILE_SIZE_HEADER.toLowerCase(), ACCOUNT_HEADER.toLowerCase()] as const
+const HEADS = new HeadParser<string>(() => ({
+  'transfer-encoding': undefined, 'content-length': undefined, 'connection': undefined, 'content-range': undefined, [FILE_SIZE]: undefined, [ACCOUNT]: undefined,
+}))
 /** The body of a refusal up to this is read, so that the connection can go on. */
 const MOST_REFUSAL_BYTES = 65_536
 
