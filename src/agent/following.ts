@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import type { Clock, Timer } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
@@ -75,6 +76,8 @@ export class Following {
 
   constructor (options: FollowingOptions) {
     this.#options = options
+    // Each file that is on its way listens.
+    setMaxListeners(0, this.#abort.signal)
   }
 
   /** Follows exactly these local databases. */
