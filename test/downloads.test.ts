@@ -344,7 +344,7 @@ await t.test('a source that lies in one leaf is dropped and named, and the file 
   t.match(alone.distrust.of(liar.source.device), { id })
   t.equal(await again.store.has(id), false)
   const before = liar.requests.length
-  await t.rejects(fetchFrom(again.store, id, [liar], {}, alone.distrust).done, { code: 'unreachable' })
+  await t.rejects(fetchFrom(again.store, id, [liar], {}, alone.distrust).done, { code: 'unreachable', message: /sent wrong bytes before, and is not asked again: leaf 7 / })
   t.equal(liar.requests.length, before, 'a liar is not asked again in this session')
   // What it gave that was right stays, and the honest one is asked for the rest alone.
   honest.asked.length = 0

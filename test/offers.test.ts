@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
@@ -202,6 +202,19 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   await friend.call('inbox-rule', { device: 'laptop', rule: 'accept', to })
   t.match(await laptop.call('send', { device: 'friend', paths: [join(folder, 'no'), join(folder, 'holiday')] }), { answer: 'done' })
   t.strictSame(readdirSync(to).toSorted(), ['holiday', 'holiday (2)', 'no'])
+
+  // By rule, into a folder that is not there yet for what is in its way.
+  const later = join(folder, 'later')
+  writeFileSync(later, 'in the way')
+  await friend.call('inbox-rule', { device: 'laptop', rule: 'accept', to: later })
+  const patient = laptop.call('send', { device: 'friend', paths: [join(folder, 'no')] })
+  await lab.until('the offer', async () => (await inbox()).length === 1)
+  rmSync(later)
+  await lab.until('another attempt', () => {
+    lab.clock.advance(1_000)
+    return existsSync(join(later, 'no'))
+  })
+  t.match(await patient, { answer: 'done' })
 
   // What was accepted and cannot be had any more is in nobody's way: not in that of gc, nor in the inbox.
   const [ours, theirs] = [laptop.agent.offers, friend.agent.offers]

@@ -3,6 +3,8 @@ import { chmodSync, existsSync, readdirSync, readFileSync, truncateSync, writeFi
 import { dirname, join } from 'node:path'
 import t from 'tap'
 import { parseContentId } from '../src/core/ids.js'
+import { contentIdOf } from '../src/files/content-id.js'
+import { PartialFile } from '../src/files/partial.js'
 import { Lab } from '../src/testing.js'
 
 await t.test('get by name, verify, gc, add --move', async t => {
@@ -56,6 +58,17 @@ await t.test('get by name, verify, gc, add --move', async t => {
   t.match(await device.call('gc', { remove: true }), { files: 1, removed: true })
   t.notOk(existsSync(path(loose)))
   t.ok(existsSync(path(kept)) && existsSync(path(moved)))
+
+  // What is left of a download that nobody goes on with is nothing else.
+  const leaves = Buffer.alloc(3 * 32)
+  const half = contentIdOf(leaves)
+  const partial = await PartialFile.create(device.agent.store, { id: half, size: 2_500_000, leaves })
+  t.match(await device.call('gc', { remove: true }), { files: 0 }, 'while it runs it is somebody\'s')
+  await partial.suspend()
+  t.match(await device.call('gc', {}), { files: 1, removed: false })
+  t.strictSame(await device.agent.store.partials(), [half])
+  t.match(await device.call('gc', { remove: true }), { files: 1, removed: true })
+  t.strictSame(readdirSync(join(dirname(device.home.files), 'partial')), [])
 
   t.match(await device.call('verify', {}), { files: 3, damaged: 0 })
   for (const [id, damage] of [

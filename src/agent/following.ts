@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events'
 import type { Clock, Timer } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DatabaseName, DeviceId } from '../core/ids.js'
@@ -73,6 +74,8 @@ export class Following {
 
   constructor (options: FollowingOptions) {
     this.#options = options
+    // Each file that is on its way listens.
+    setMaxListeners(0, this.#abort.signal)
     this.#records = new FileRecords(options.store, options.couch, this.#abort.signal)
   }
 

@@ -3,7 +3,7 @@ import { setMaxListeners } from 'node:events'
 import { join } from 'node:path'
 import * as v from 'valibot'
 import type { Timer } from '../core/clock.js'
-import { messageOf, PatchcordError } from '../core/errors.js'
+import { messageOf, PatchcordError, type ErrorCode } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
 import { contentId, deviceId, instant } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
@@ -36,6 +36,10 @@ const STANDS_MS = 7 * 24 * 3_600_000
  * the disk together. */
 const AT_ONCE = 64
 const LARGE_COUNTS = 4
+/** When an offer that was accepted and did not come or land is tried again (ms): the folder or the disk may be in order by then. */
+const RETRY_MS = 30_000
+/** What will be said again. */
+const NOT_AGAIN: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['verification', 'refused', 'stopped', 'too-large'])
 /** How often progress is told here, and to the sender (ms). */
 const TELL_MS = 250
 const MAIL_MS = 2_000
@@ -57,6 +61,8 @@ export class Offers {
   /** Files of the offers that are being fetched or land, and of how many. */
   readonly #landing = new Map<ContentId, number>()
   #flushing: Timer | undefined
+  /** When what failed of a device is tried again. */
+  readonly #retries = new Map<DeviceId, Timer>()
 
   private constructor (agent: Agent, path: string, state: State) {
     this.#agent = agent
@@ -259,14 +265,32 @@ export class Offers {
       if (open.length < sent.length) this.flush(0)
     }
     for (const one of fresh) this.#agent.emit({ event: 'offer', offer: one.offer, device, files: one.files, bytes: one.bytes })
+    await this.#goOn(device)
+  }
+
+  /** Begins what was accepted of a device, or is by rule, and is not under way. */
+  async #goOn (device: DeviceId): Promise<void> {
     const rule = this.#state.rules.find(one => one.device === device)
     for (const one of this.#state.received.filter(one => one.device === device)) {
       const to = one.to ?? rule?.to
       if (one.state === 'offered' && rule?.rule === 'refuse') await this.refuse(one.offer)
       else if (to !== undefined && !this.#fetching.has(one.offer) && (one.state === 'accepted' || (one.state === 'offered' && rule?.rule === 'accept'))) {
-        this.accept(one, to, () => undefined).catch((error: unknown) => { this.#agent.logger.warn({ device, offer: one.offer, reason: messageOf(error) }, 'an accepted offer was not fetched; it is tried again') })
+        this.accept(one, to, () => undefined).catch((error: unknown) => {
+          this.#agent.logger.warn({ device, offer: one.offer, reason: messageOf(error) }, 'an accepted offer was not fetched')
+          if (!(error instanceof PatchcordError && NOT_AGAIN.has(error.code))) this.#again(device)
+        })
       }
     }
+  }
+
+  /** Where the device is not there, its next mail comes with it. */
+  #again (device: DeviceId): void {
+    const { clock, logger, peers } = this.#agent
+    if (this.#retries.has(device) || peers.peer(device)?.link.connected !== true) return
+    this.#retries.set(device, clock.after(RETRY_MS, () => {
+      this.#retries.delete(device)
+      this.#goOn(device).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'what was accepted is not gone on with') })
+    }))
   }
 
   /** Fetches a file; whether it lies aside, and not in the store. Aside is where it goes where `before` says what lay there

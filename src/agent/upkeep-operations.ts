@@ -1,3 +1,4 @@
+import { lstat } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import * as v from 'valibot'
 import { PatchcordError } from '../core/errors.js'
@@ -13,6 +14,9 @@ const SHARE = 0.5
 
 /** Rests are at least so long (ms): for files of some bytes the shortest rest there is would be most of the time. */
 const REST_MS = 20
+/** What stat(2) counts in. */
+const BLOCK_BYTES = 512
+
 /** Files that are removed together, folder by folder. What is recorded meanwhile stays. */
 const REMOVED = 1_000
 
@@ -85,6 +89,17 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
         batch = []
       }
       await store.removeUnrecorded(batch)
+      // What is left of downloads that nobody goes on with: such a file grows as it comes, and is as large as what came.
+      if (!agent.offers.isBusy) {
+        for (const id of await store.partials()) {
+          if (kept.has(id) || agent.downloads.isWanted(id)) continue
+          const size = ((await lstat(store.partialPath(id)).catch(() => undefined))?.blocks ?? 0) * BLOCK_BYTES
+          if (remove && !await store.dropPartial(id)) continue
+          emit({ event: 'unreferenced', id, size })
+          files += 1
+          bytes += size
+        }
+      }
       return { files, bytes, removed: remove }
     },
   }

@@ -213,11 +213,11 @@ export class FileStore {
     }
   }
 
-  /** The IDs of downloads that an earlier process did not end and that can be gone on with. */
+  /** The IDs of downloads that were not ended, are not running, and can be gone on with. */
   async partials (): Promise<ContentId[]> {
     return (await namesIn(this.#partial)).flatMap(name => {
       const id = name.replace(/\.partial$/, '')
-      return name.endsWith('.partial') && isContentId(id) ? [id] : []
+      return name.endsWith('.partial') && isContentId(id) && !this.#fetching.has(id) ? [id] : []
     })
   }
 

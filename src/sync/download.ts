@@ -125,6 +125,15 @@ class Download {
     return this.#options.sources().filter(({ device }) => distrust.of(device) === undefined)
   }
 
+  /** Why nobody can be asked: those that could be lied before, or there is none. */
+  #nobody (): PatchcordError {
+    for (const { device } of this.#options.sources()) {
+      const lie = this.#collaborators.distrust.of(device)
+      if (lie !== undefined) return new PatchcordError('unreachable', `device ${device} sent wrong bytes before, and is not asked again: ${lie.reason}`, { hint: 'get it from another device; this one is asked again after the service was started anew' })
+    }
+    return new PatchcordError('unreachable', `no device that may have ${this.#id} is connected`, { hint: '`patchcord status` says why' })
+  }
+
   async #finish (partial: PartialFile): Promise<Downloaded> {
     const { id, size } = partial
     const { onEvent = () => undefined, waitMs = WAIT_MS } = this.#options
@@ -133,6 +142,7 @@ class Download {
       signal: this.#signal,
       clock: this.#collaborators.clock,
       waitMs,
+      nobody: () => this.#nobody(),
       onProgress: (rate, count) => { onEvent({ event: 'progress', id, done: partial.bytes, total: size, rate, sources: count }) },
       onLie: (device, leaf, reason) => {
         if (leaf === leafCount(size) - 1) this.#isDoubtful = true
@@ -169,7 +179,7 @@ class Download {
       const { found, problem, isHopeless } = await this.#ask(this.#sources())
       if (found !== undefined) return await this.#take(found)
       const isPatient = this.#options.waitMs === Infinity && problem instanceof PatchcordError && problem.code === 'not-found'
-      if ((isHopeless && !isPatient) || clock.monotonic() + wait > deadline) throw problem ?? new PatchcordError('unreachable', `no device that may have ${this.#id} is connected`, { hint: '`patchcord status` says why' })
+      if ((isHopeless && !isPatient) || clock.monotonic() + wait > deadline) throw problem ?? this.#nobody()
       await pause(wait, clock, this.#signal)
     }
   }

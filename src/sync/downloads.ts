@@ -87,6 +87,11 @@ export class Downloads {
     }
   }
 
+  /** Whether the file is being fetched, or was asked for and is not here yet. */
+  isWanted (id: ContentId): boolean {
+    return this.#running.has(id) || this.#queue.all.some(queued => queued.id === id)
+  }
+
   /** Goes on with what an earlier process was asked for and did not end. Runs in the background until it is done, or
    * until all who had it lied; it waits for as long as it takes, for devices that are not connected as well: that the others do not
    * have it says nothing of them. `onDone` is told of

@@ -30,6 +30,8 @@ export interface LeafFetchOptions {
   readonly clock: Clock
   /** How long to go on without any source (ms). */
   readonly waitMs: number
+  /** What to throw where there was no source at all. */
+  readonly nobody: () => PatchcordError
   readonly onProgress: (rate: number, sources: number) => void
   /** A source that sent a wrong leaf; it is asked no more. */
   readonly onLie: (device: DeviceId, leaf: number, reason: string) => void
@@ -285,7 +287,7 @@ class LeafFetch {
     const isPatient = waitMs === Infinity && [...this.#feeders.values()].every(({ gone }) => gone instanceof PatchcordError && gone.code === 'not-found')
     if ((!isHopeless || isPatient) && clock.monotonic() - this.#aloneSince < waitMs) return
     // What others do not have says nothing of the one that had it.
-    if (this.#problem === undefined || (this.#away.size > 0 && saidNo(this.#problem))) throw new PatchcordError('unreachable', `no device that may have ${this.#partial.id} is connected`, { hint: '`patchcord status` says why' })
+    if (this.#problem === undefined || (this.#away.size > 0 && saidNo(this.#problem))) throw this.#options.nobody()
     throw this.#problem
   }
 
