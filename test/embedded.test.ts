@@ -12,11 +12,12 @@ import { startEmbedded, type Embedded, type EmbeddedOptions } from '../src/embed
 import { readBytes } from '../src/embedded/inline.js'
 import { EMBEDDED_LIMITS } from '../src/embedded/limits.js'
 import { SharedLock } from '../src/embedded/lock.js'
-import type { Pouch } from '../src/embedded/pouch.js'
+import type { Pouch, StoredDocument } from '../src/embedded/pouch.js'
 import { parseRange } from '../src/embedded/reading.js'
 import { HANDLERS } from '../src/embedded/rows.js'
 import { parseSelector } from '../src/embedded/selector.js'
 import type { Store } from '../src/embedded/store.js'
+import { holdable } from '../src/embedded/weight.js'
 import { SURFACE } from '../src/policy/surface.js'
 import { ACCOUNTS, ask, localPouch, openFeed, remotePouch, temporary, type Answer, type Ask } from './embedded/harness.js'
 
@@ -578,8 +579,7 @@ void t.test('a list of changes backwards holds a few documents at a time', async
   let read = 0
   let most = 0
   const pouch = {
-    changes: async (options: { include_docs: boolean, limit?: number }) => {
-      if (options.limit === 1) return { results: [], last_seq: 200 }
+    changes: async (options: { include_docs: boolean }) => {
       t.equal(options.include_docs, false)
       return { results: all, last_seq: 200 }
     },
@@ -590,12 +590,14 @@ void t.test('a list of changes backwards holds a few documents at a time', async
     },
   } as unknown as Pouch
   const store = {
-    async read<T> (task: (pouch: Pouch) => Promise<T>) {
+    async readMany<T> (task: (pouch: Pouch) => Promise<T>) {
       read = 0
       const result = await task(pouch)
       most = Math.max(most, read)
       return result
     },
+    changesAfter: async () => ({ results: [], last_seq: 200 }),
+    read: (task: (pouch: Pouch) => unknown) => task(pouch),
     watch: () => () => undefined,
   } as unknown as Store
   const answer = async (query: Record<string, string>): Promise<unknown[]> => {
@@ -619,6 +621,38 @@ void t.test('a list of changes backwards holds a few documents at a time', async
   t.match(found.json.results, [{ id: 'd9', doc: { n: 9 } }, { id: 'd8', doc: { n: 8 } }])
   t.equal(found.json['last_seq'], found.json.results![1]!['seq'])
   t.same(ids(await ask(url, 'POST', '/notes/_changes?descending=true&filter=_doc_ids', { body: { doc_ids: ['d0', 'd5', 'none'] } })), ['d5', 'd0'])
+})
+
+void t.test('large documents are held one at a time, and lists are whole all the same', async t => {
+  const { url } = await start(t)
+  const large = 'x'.repeat(600_000)
+  // Small ones first, so that many are read at once when the large ones come.
+  const docs = Array.from({ length: 60 }, (_, index) => ({ _id: `d${String(index).padStart(2, '0')}`, n: index, ...(index > 35 && index % 10 > 5 && { large }) }))
+  for (let at = 0; at < docs.length; at += 15) await ask(url, 'POST', '/notes/_bulk_docs', { body: { docs: docs.slice(at, at + 15) } })
+  const all = docs.map(({ _id }) => _id)
+  const answers: Array<[how: string, ids: unknown[], answer: Answer]> = []
+  const list = async (path: string, wanted: unknown[], body?: object): Promise<void> => { answers.push([path, wanted, await ask(url, body === undefined ? 'GET' : 'POST', `/notes/${path}`, { body })]) }
+  await list('_all_docs?include_docs=true', all)
+  await list('_all_docs?include_docs=true&descending=true&skip=3&limit=40', all.toReversed().slice(3, 43))
+  await list('_all_docs?include_docs=true', [...all.toReversed(), ...all], { keys: [...all.toReversed(), ...all] })
+  await list('_changes?include_docs=true', all)
+  await list('_changes?include_docs=true&limit=45', all.slice(0, 45))
+  await list('_changes?include_docs=true&filter=_selector', all.slice(40), { selector: { n: { $gte: 40 } } })
+  await list('_changes?include_docs=true&descending=true', all.toReversed())
+  await list('_bulk_get', [...all, ...all], { docs: [...all, ...all].map(id => ({ id })) })
+  await list('_find', all.slice(30, 50), { selector: { n: { $gte: 30 } }, limit: 20, fields: ['_id'] })
+  for (const [how, wanted, answer] of answers) {
+    t.equal(answer.status, 200, how)
+    t.same(ids(answer), wanted, how)
+  }
+  const bulk = answers.find(([how]) => how === '_bulk_get')![2].json.results! as unknown as Array<{ docs: Array<{ ok: { n: number, large?: string } }> }>
+  t.ok(bulk.every(({ docs: [one] }, index) => docs[index % 60]!.n === one!.ok.n && docs[index % 60]!.large === one!.ok.large))
+
+  const document = (length: number): StoredDocument => ({ _id: 'a', _rev: '1-a', x: ['y'.repeat(length)] })
+  t.equal(holdable([]), 0)
+  t.equal(holdable([document(2_000_000), document(1)]), 1)
+  t.equal(holdable([document(500_000), null, document(400_000), document(400_000), undefined]), 3)
+  t.equal(holdable([document(1), undefined, document(2)]), 3)
 })
 
 void t.test('feeds end with the right to them, with the database, and with the service', async t => {

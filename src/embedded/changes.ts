@@ -7,6 +7,7 @@ import { badRequest, Problem, problemOf } from './problem.js'
 import { parseSelector } from './selector.js'
 import type { Change } from './pouch.js'
 import type { ChangesPage, Store } from './store.js'
+import { Portion } from './weight.js'
 
 /** Changes read at a time, without and with their documents. */
 const PAGE = 250
@@ -59,18 +60,21 @@ async function run (exchange: Exchange, store: Store, feed: Feed, start: number,
 
 /** Sends what there is and what comes, and returns where it ended. */
 async function runForwards (store: Store, feed: Feed, start: number, rows: RowWriter, waiter: Waiter, heartbeat: Heartbeat): Promise<number> {
+  const portion = new Portion(pageSize(feed))
   let since = start
   let left = feed.limit
   for (;;) {
     waiter.reset()
-    const page = await readPage(store, feed, since, left)
+    const { size } = portion
+    const page = await readPage(store, feed, since, left, size)
+    portion.had(page.results.length + (page.isCut === true ? 1 : 0), page.results.length)
     const chosen = await chosenBy(feed.filter, page.results)
     const sent = chosen.slice(0, left)
     await rows.write(sent)
     left -= sent.length
     since = sent.length < chosen.length || left === 0 ? sent.at(-1)?.seq ?? since : page.last_seq
     if (left === 0) return since
-    if (page.results.length >= pageSize(feed)) continue
+    if (page.isCut === true || page.results.length >= size) continue
     if (feed.kind === 'normal' || (feed.kind === 'longpoll' && rows.count > 0)) return since
     if (await waiter.wait(heartbeat.active ? undefined : heartbeat.timeoutMs) === 'timeout') return since
   }
@@ -93,7 +97,7 @@ async function runBackwards (store: Store, feed: Feed, rows: RowWriter): Promise
 
 /** Without those that a newer change has replaced meanwhile. */
 async function withDocuments (store: Store, { docs }: Feed, changes: readonly Change[]): Promise<Change[]> {
-  const read = await store.read(pouch => Promise.all(changes.map(async change => {
+  const read = await store.readMany(pouch => Promise.all(changes.map(async change => {
     const doc = await pouch.get(change.id, { rev: change.changes[0]!.rev, conflicts: docs.conflicts }).catch(noneWhereGone)
     return doc && { ...change, doc }
   })))
@@ -152,10 +156,10 @@ async function readSince (exchange: Exchange, store: Store): Promise<number> {
   throw badRequest('Malformed sequence supplied in \'since\' parameter.')
 }
 
-function readPage (store: Store, feed: Feed, since: number, left: number): Promise<ChangesPage> {
+function readPage (store: Store, feed: Feed, since: number, left: number, size: number): Promise<ChangesPage> {
   return store.changesAfter({
     since,
-    limit: feed.filter === undefined ? Math.min(pageSize(feed), left) : pageSize(feed),
+    limit: feed.filter === undefined ? Math.min(size, left) : size,
     style: feed.style,
     include_docs: readsDocuments(feed),
     conflicts: readsDocuments(feed) && feed.docs.conflicts,

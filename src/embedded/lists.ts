@@ -6,6 +6,7 @@ import { documentPages, DOCUMENTS_PAGE, PAGE, type DocumentRange } from './pages
 import { leavesOf, revisionsOf, revisionTree, type DocumentRow, type OpenRevision, type Pouch, type StoredDocument } from './pouch.js'
 import { badRequest, Problem, problemOf } from './problem.js'
 import type { Store } from './store.js'
+import { holdable, Portion } from './weight.js'
 
 /** `GET` and `POST /db/_all_docs`. */
 export async function allDocs (exchange: Exchange, store: Store): Promise<void> {
@@ -58,14 +59,19 @@ async function withInlined (store: Store, inliner: Inliner, row: DocumentRow): P
 async function * rowsOfKeys (exchange: Exchange, store: Store, keys: readonly unknown[], skip: number): AsyncGenerator<DocumentRow[]> {
   const wanted = exchange.flag('descending') ? keys.toReversed() : keys
   const chosen = wanted.slice(skip, skip + (exchange.count('limit') ?? wanted.length))
-  const step = exchange.flag('include_docs') ? DOCUMENTS_PAGE : PAGE
-  for (let at = 0; at < chosen.length; at += step) {
-    const part = chosen.slice(at, at + step)
+  const options = rowOptions(exchange)
+  const portion = new Portion(options.include_docs ? DOCUMENTS_PAGE : PAGE)
+  for (let at = 0; at < chosen.length;) {
+    const part = chosen.slice(at, at + portion.size)
     // For a key that is empty or no string PouchDB answers the first document of all.
     const known = part.filter(key => typeof key === 'string' && key !== '')
-    const { rows } = await store.read(pouch => pouch.allDocs({ ...rowOptions(exchange), keys: known }))
+    const { rows } = await store.readMany(pouch => pouch.allDocs({ ...options, keys: known }))
     let next = 0
-    yield part.map(key => typeof key === 'string' && key !== '' ? rows[next++]! : { key, error: 'not_found' })
+    const page = part.map((key): DocumentRow => typeof key === 'string' && key !== '' ? rows[next++]! : { key, error: 'not_found' })
+    const held = page.slice(0, holdable(page.map(({ doc }) => doc)))
+    portion.had(page.length, held.length)
+    at += held.length
+    yield held
   }
 }
 
@@ -111,44 +117,42 @@ export async function bulkGet (exchange: Exchange, store: Store): Promise<void> 
   let separator = '\n'
   const inliner = new Inliner(exchange, store)
   const withAttachments = exchange.flag('attachments')
-  // Some at once for speed; with attachments, and behind what was large, one by one.
-  let step = withAttachments ? 1 : DOCUMENTS_PAGE
-  let isDone = false
-  for (const reads = readsOf(wanted, store); !isDone;) {
-    const part: Read[] = []
-    while (part.length < step && !isDone) {
+  // Some at once for speed; with attachments one by one.
+  const portion = new Portion(withAttachments ? 1 : DOCUMENTS_PAGE)
+  const reads = readsOf(wanted, store)
+  let part: Read[] = []
+  for (;;) {
+    while (part.length < portion.size) {
       const { value } = await reads.next()
-      if (value === undefined) isDone = true
-      else part.push(value)
+      if (value === undefined) break
+      part.push(value)
     }
-    // What is asked for several times is read once.
-    const reading = new Map<string, Promise<Found[]>>()
-    const found = await store.read(pouch => Promise.all(part.map(one => {
-      const key = JSON.stringify([one.id, one.rev])
-      const read = reading.get(key) ?? readRevision(pouch, one, exchange)
-      reading.set(key, read)
-      return read
-    })))
+    if (part.length === 0) break
+    const found = await readPart(exchange, store, part.slice(0, portion.size))
+    const held = holdable(found.map(([one]) => one !== undefined && 'ok' in one ? one.ok : undefined))
+    portion.had(found.length, held)
     let text = ''
-    let length = 0
-    for (const [index, { id, isFirst, isLast }] of part.entries()) {
+    for (const [index, { id, isFirst, isLast }] of part.slice(0, held).entries()) {
       const docs = found[index]!.map(one => JSON.stringify('ok' in one && withAttachments ? { ok: inliner.mark(one.ok) } : one)).join()
       text += `${isFirst ? `${separator}{"id":${JSON.stringify(id)},"docs":[` : ','}${docs}${isLast ? ']}' : ''}`
       separator = ',\n'
-      length += docs.length
-      if (text.length > FLUSH) {
-        await inliner.write(text)
-        text = ''
-      }
     }
-    if (text !== '') await inliner.write(text)
-    step = withAttachments || length > LARGE ? 1 : DOCUMENTS_PAGE
+    await inliner.write(text)
+    part = part.slice(held)
   }
   exchange.end('\n]}\n')
 }
 
-/** Documents that are together larger than this are read one by one from then on. */
-const LARGE = 1024 * 1024
+/** What is asked for several times is read once. */
+async function readPart (exchange: Exchange, store: Store, part: readonly Read[]): Promise<Found[][]> {
+  const reading = new Map<string, Promise<Found[]>>()
+  return await store.readMany(pouch => Promise.all(part.map(one => {
+    const key = JSON.stringify([one.id, one.rev])
+    const read = reading.get(key) ?? readRevision(pouch, one, exchange)
+    reading.set(key, read)
+    return read
+  })))
+}
 
 interface Wanted { readonly id: string, readonly rev: string | undefined }
 /** One revision to be read. A row is `{"id", "docs": […]}`. */

@@ -1,5 +1,6 @@
-import type { DocumentRow } from './pouch.js'
+import type { DocumentRow, Pouch } from './pouch.js'
 import type { Store } from './store.js'
+import { holdable, Portion } from './weight.js'
 
 export interface DocumentRange {
   readonly descending: boolean
@@ -55,16 +56,20 @@ function isPast (id: string, { descending, endkey, inclusive_end: inclusive }: D
 }
 
 async function * partPages (store: Store, { descending, include_docs, conflicts }: DocumentRange, part: Part): AsyncGenerator<DocumentRow[]> {
-  const most = include_docs ? DOCUMENTS_PAGE : PAGE
+  const portion = new Portion(include_docs ? DOCUMENTS_PAGE : PAGE)
   let last: string | undefined
   for (;;) {
     // A page begins with the last row of the one before, which is compared and not counted: it may be gone.
     const from = last === undefined ? part : { ...part, startkey: last }
-    const limit = last === undefined ? most : most + 1
-    const { rows } = await store.read(pouch => pouch.allDocs({ descending, include_docs, conflicts, ...from, limit }))
+    const limit = last === undefined ? portion.size : portion.size + 1
+    const read = async (pouch: Pouch): Promise<DocumentRow[]> => (await pouch.allDocs({ descending, include_docs, conflicts, ...from, limit })).rows
+    const rows = await (include_docs ? store.readMany(read) : store.read(read))
+    const isOver = rows.length < limit
     const fresh = last !== undefined && rows[0]?.id === last ? rows.slice(1) : rows
-    yield fresh
-    if (rows.length < limit) return
-    last = rows.at(-1)!.id
+    const held = include_docs ? fresh.slice(0, holdable(fresh.map(({ doc }) => doc))) : fresh
+    portion.had(fresh.length, held.length)
+    yield held
+    if (held.length === fresh.length && isOver) return
+    last = held.at(-1)?.id ?? last
   }
 }

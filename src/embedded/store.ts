@@ -4,9 +4,13 @@ import { join } from 'node:path'
 import { messageOf, systemCode } from '../core/errors.js'
 import { syncFolder } from '../core/durable-file.js'
 import type { DatabaseName } from '../core/ids.js'
-import { SharedLock } from './lock.js'
+import { Few, SharedLock } from './lock.js'
 import { openPouch, type Change, type Pouch } from './pouch.js'
 import { Problem } from './problem.js'
+import { holdable } from './weight.js'
+
+/** How many reads of several documents run at a time: what they are together is known only when they are there. */
+const READS_OF_MANY = 2
 
 const running = new AsyncLocalStorage<Store>()
 
@@ -17,6 +21,8 @@ export const storeAtFault = (): Store | undefined => running.getStore()
 export interface ChangesPage {
   readonly results: readonly Change[]
   readonly last_seq: number
+  /** More was read, and is too large to be held with these. */
+  readonly isCut?: boolean
 }
 
 export interface PageOptions {
@@ -33,6 +39,7 @@ export class Store {
   readonly #folder: string
   readonly #pouch: Pouch
   readonly #lock = new SharedLock()
+  readonly #readsOfMany = new Few(READS_OF_MANY)
   readonly #watchers = new Set<() => void>()
   readonly #pending = new Set<(error: Problem) => void>()
   readonly #pages = new Map<string, Promise<ChangesPage>>()
@@ -68,6 +75,11 @@ export class Store {
     return this.#lock.read(() => this.#guard(task))
   }
 
+  /** For a task that reads several documents; who asks holds on to no more than `holdable` says (weight.ts). */
+  readMany<T> (task: (pouch: Pouch) => Promise<T>): Promise<T> {
+    return this.#readsOfMany.run(() => this.read(task))
+  }
+
   /** Runs `task` alone, wakes the feeds, and returns when what it wrote is on the disk. */
   async write<T> (task: (pouch: Pouch) => Promise<T>): Promise<T> {
     const result = await this.#lock.write(async () => {
@@ -87,7 +99,8 @@ export class Store {
     const key = JSON.stringify(options)
     let page = this.failed || this.#closed ? undefined : this.#pages.get(key)
     if (page === undefined) {
-      page = this.read(pouch => pouch.changes({ ...options, return_docs: true }))
+      const read = (pouch: Pouch): Promise<ChangesPage> => pouch.changes({ ...options, return_docs: true })
+      page = options.include_docs ? this.readMany(async pouch => whatIsHeld(await read(pouch))) : this.read(read)
       this.#pages.set(key, page)
       const forget = (): void => { if (this.#pages.get(key) === page) this.#pages.delete(key) }
       page.then(({ results }) => { if (results.length > 0) setImmediate(forget) }, forget)
@@ -172,6 +185,11 @@ export class Store {
       running.run(this, () => task(this.#pouch)).then(resolve, reject).finally(() => { this.#pending.delete(reject) })
     })
   }
+}
+
+function whatIsHeld (page: ChangesPage): ChangesPage {
+  const results = page.results.slice(0, holdable(page.results.map(({ doc }) => doc)))
+  return results.length === page.results.length ? page : { results, last_seq: results.at(-1)!.seq, isCut: true }
 }
 
 function damaged (name: DatabaseName, error: unknown): Problem {
