@@ -247,6 +247,9 @@ void t.test('attachments', async t => {
   const part = await ask(url, 'GET', '/notes/doc/dir/a.txt', { headers: { range: 'bytes=7-9' } })
   t.match([part.status, part.text, part.headers['content-range']], [206, 'att', 'bytes 7-9/17'])
   t.equal((await ask(url, 'GET', '/notes/doc/dir/a.txt', { headers: { range: 'bytes=17-' } })).status, 416)
+  for (const [condition, status] of [[got.headers.etag!, 206], ['"other"', 200], [`W/${got.headers.etag}`, 200], ['Wed, 01 Jan 2025 00:00:00 GMT', 200]] as const) {
+    t.equal((await ask(url, 'GET', '/notes/doc/dir/a.txt', { headers: { 'range': 'bytes=7-9', 'if-range': condition } })).status, status, condition)
+  }
   for (const name of ['none', 'constructor', 'toString']) t.equal((await ask(url, 'GET', `/notes/doc/${name}`)).status, 404, name)
   t.match((await ask(url, 'GET', '/notes/doc?attachments=true')).json, { _attachments: { 'dir/a.txt': { data: Buffer.from(text).toString('base64'), content_type: 'text/plain' } } })
   t.match((await ask(url, 'GET', '/notes/doc')).json, { _attachments: { 'dir/a.txt': { stub: true, length: 17, digest: /^md5-/ } } })

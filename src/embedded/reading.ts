@@ -147,7 +147,9 @@ function sendAttachment (exchange: Exchange, stub: StoredAttachment, bytes: Buff
     exchange.head(200, { ...headers, 'Content-Length': stub.length, 'Content-MD5': md5 })
     return exchange.end()
   }
-  const range = parseRange(exchange.request.headers.get('range'), bytes.length)
+  // RFC 9110 section 13.1.5: what is no strong tag of this very revision, a date included, asks for the whole.
+  const isSame = [undefined, tag].includes(exchange.request.headers.get('if-range')?.trim())
+  const range = isSame ? parseRange(exchange.request.headers.get('range'), bytes.length) : undefined
   if (range === undefined) return exchange.bytes(200, bytes, { ...headers, 'Content-MD5': md5 })
   const [first, last] = range
   exchange.bytes(206, bytes.subarray(first, last + 1), { ...headers, 'Content-Range': `bytes ${first}-${last}/${bytes.length}` })
