@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { chmodSync, existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t from 'tap'
+import { upkeepOperations } from '../src/agent/upkeep-operations.js'
 import { parseContentId } from '../src/core/ids.js'
 import { contentIdOf } from '../src/files/content-id.js'
 import { PartialFile } from '../src/files/partial.js'
@@ -55,6 +56,11 @@ await t.test('get by name, verify, gc, add --move', async t => {
   t.match(await device.call('gc', {}, event => { if (event.event === 'unreferenced') unreferenced.push(event.id) }), { files: 1, bytes: 100, removed: false })
   t.strictSame(unreferenced, [loose])
   t.ok(existsSync(path(loose)), 'shown, not removed')
+  // An import that begins while gc looks may find this file here, and count on it.
+  const beginning = (event: { event: string }): void => { if (event.event === 'unreferenced') device.agent.importing += 1 }
+  await t.rejects(upkeepOperations(device.agent).gc({ remove: true }, beginning, new AbortController().signal), { code: 'conflict' })
+  t.ok(existsSync(path(loose)))
+  device.agent.importing = 0
   t.match(await device.call('gc', { remove: true }), { files: 1, removed: true })
   t.notOk(existsSync(path(loose)))
   t.ok(existsSync(path(kept)) && existsSync(path(moved)))

@@ -66,15 +66,26 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
 
     gc: async (args, emit, signal) => {
       const { remove = false } = readArguments(v.strictObject({ remove: v.exactOptional(v.boolean()) }), args)
-      if (remove && (agent.importing > 0 || agent.offers.isBusy)) throw new PatchcordError('conflict', 'files are being added or received, and what they are for is not known yet', { hint: 'run it again when that has ended' })
+      const checkCalm = (): void => {
+        if (remove && (agent.importing > 0 || agent.offers.isBusy)) throw new PatchcordError('conflict', 'files are being added or received, and what they are for is not known yet', { hint: 'run it again when that has ended' })
+      }
+      checkCalm()
+      const lent = (): ContentId[] => agent.offers.lent().flatMap(({ files }) => files)
       // Nothing is taken for unreferenced because a database could not be read: that throws.
-      const kept = new Set<ContentId>(agent.offers.lent().flatMap(({ files }) => files))
+      const kept = new Set<ContentId>(lent())
       for (const one of agent.offers.received) kept.add(one.list)
       const meter = new ProgressMeter({ clock: agent.clock, stage: 'searching', tell: emit })
       for (const database of await agent.couch.databases()) for await (const { id } of fileDocuments(agent.couch.client, database)) kept.add(id)
       let files = 0
       let bytes = 0
       let batch: ContentId[] = []
+      const clear = async (): Promise<void> => {
+        // Looking took its time: what is taken in now may be one of these, and what was lent meanwhile is.
+        checkCalm()
+        const lentNow = new Set(lent())
+        await store.removeUnrecorded(batch.filter(id => !lentNow.has(id)))
+        batch = []
+      }
       for await (const { id, size } of store.list()) {
         signal.throwIfAborted()
         meter.add(0, 1)
@@ -85,10 +96,9 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
         if (!remove) continue
         batch.push(id)
         if (batch.length < REMOVED) continue
-        await store.removeUnrecorded(batch)
-        batch = []
+        await clear()
       }
-      await store.removeUnrecorded(batch)
+      if (batch.length > 0) await clear()
       // What is left of downloads that nobody goes on with: such a file grows as it comes, and is as large as what came.
       if (!agent.offers.isBusy) {
         for (const id of await store.partials()) {
