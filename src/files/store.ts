@@ -5,6 +5,7 @@ import { syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError } from '../core/errors.js'
 import { isContentId, type ContentId, type DatabaseName } from '../core/ids.js'
 import { Turns } from '../core/turns.js'
+import { eachWithin } from '../core/within.js'
 import { addAll, type AddAllOptions, type Added, type AddOptions } from './add-all.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
 import { filesIn, namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
@@ -102,14 +103,14 @@ export class FileStore {
   /** Keeps of what an earlier process left unsettled what is right, durably, and drops the rest. */
   async #recover (): Promise<void> {
     const lost: ContentId[] = []
-    for (const id of await this.#unsettled.left()) {
+    await eachWithin(await this.#unsettled.left(), READ_AGAIN_AT_ONCE, () => 1, async id => {
       const size = await rightSize(this.reader, this.hashes, id)
       if (size !== undefined) this.#unsettled.adopt(id, size)
       else {
         await this.remove(id)
         lost.push(id)
       }
-    }
+    })
     await this.#placement.flush()
     await this.#unsettled.settled(new Map())
     this.lost = lost
@@ -360,6 +361,8 @@ export class FileStore {
   }
 }
 
+/** Files that a crash left unsettled, read at once: they may be thousands of small ones, and the service waits for them. */
+const READ_AGAIN_AT_ONCE = 8
 /** Imports of more than one leaf at once: each has 3 MiB of buffers, and keeps a disk busy on its own. */
 const LARGE_AT_ONCE = 2
 /** A download that an earlier process did not end, and what belongs to it: kept, because it may be gone on with; and the note of what is
