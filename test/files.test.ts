@@ -722,6 +722,12 @@ void t.test('import: a file that changes while it is read is not taken in', asyn
     t.equal(isChanged, true, how)
     t.strictSame([readdirSync(store.root), readdirSync(join(home, 'partial')), openUnder(home)], [[], [], []], how)
   }
+  // Files of the system that say that they are empty, and are not.
+  const told = '/proc/cpuinfo'
+  t.equal(statSync(told).size, 0)
+  await raises(t, 'changed-while-read', () => store.add(told), /cpuinfo has more than the 0 bytes/)
+  for await (const added of store.addAll([told])) t.match(added, { error: { code: 'changed-while-read' } })
+  t.strictSame([readdirSync(store.root), readdirSync(join(home, 'partial')), openUnder(home)], [[], [], []])
 })
 
 void t.test('import: what is there already costs one pass and no write', async t => {
