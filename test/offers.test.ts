@@ -89,6 +89,7 @@ await t.test('what landed, or was copied out, is on the disk: each file, and eac
   const handle = await open(home)
   const kind = Object.getPrototypeOf(handle) as FileHandle
   await handle.close()
+  // oxlint-disable-next-line typescript/unbound-method -- it is called on a handle below
   const { sync } = kind
   t.teardown(() => { kind.sync = sync })
   kind.sync = async function (this: FileHandle): Promise<void> {
