@@ -63,4 +63,5 @@ void t.test('a full disk is waited for', { buffered: true, skip: !mounted && 'NO
     rmdirSync(disk)
   })
   t.strictSame(await fillDisk(world, disk), { right: true, paused: true })
+  t.strictSame(await fillDisk(world, disk, 0), { right: true, paused: true }, 'also where there is none for the list of downloads')
 })

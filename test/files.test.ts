@@ -722,6 +722,12 @@ void t.test('import: a file that changes while it is read is not taken in', asyn
     t.equal(isChanged, true, how)
     t.strictSame([readdirSync(store.root), readdirSync(join(home, 'partial')), openUnder(home)], [[], [], []], how)
   }
+  // Files of the system that say that they are empty, and are not.
+  const told = '/proc/cpuinfo'
+  t.equal(statSync(told).size, 0)
+  await raises(t, 'changed-while-read', () => store.add(told), /cpuinfo has more than the 0 bytes/)
+  for await (const added of store.addAll([told])) t.match(added, { error: { code: 'changed-while-read' } })
+  t.strictSame([readdirSync(store.root), readdirSync(join(home, 'partial')), openUnder(home)], [[], [], []])
 })
 
 void t.test('import: what is there already costs one pass and no write', async t => {
@@ -993,6 +999,12 @@ void t.test('addAll: in order, errors of one file alone', async t => {
     relatives.push(relative)
   }
   t.strictSame(relatives, ['a/y', 'a/z', 'a-', 'b', 'same'])
+  const odd = Buffer.concat([Buffer.from(join(tree, 'a/')), Buffer.of(0x66, 0xfc)])
+  writeFileSync(odd, 'x')
+  const passed: string[] = []
+  const again: string[] = []
+  for await (const { relative } of walk(tree, { passedOver: (path, reason) => { passed.push(`${path.slice(tree.length)} is ${reason}`) } })) again.push(relative)
+  t.strictSame([again, passed.toSorted()], [relatives, ['/a/f\ufffd is a name that is not UTF-8', '/fifo is a FIFO, a socket or a device', '/link is a symbolic link', '/root is a symbolic link']])
   for await (const found of walk(join(tree, 'b'))) t.strictSame(found, { path: join(tree, 'b'), relative: 'b' })
   for (const [path, says] of [[join(tree, 'link'), /neither a regular file nor a folder/], [join(tree, 'absent'), /does not exist/]] as const) {
     await raises(t, 'unreadable', async () => { for await (const found of walk(path)) t.fail(found.path) }, says)

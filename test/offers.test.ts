@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, fstatSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { open, type FileHandle } from 'node:fs/promises'
 import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
@@ -77,6 +78,27 @@ await t.test('landing: names of any length; folders are made, or what is in the 
   await t.rejects(giveFreeName(part, taken, noLink), { code: 'EEXIST' })
   await giveFreeName(part, free, noLink)
   t.strictSame([readFileSync(taken, 'utf8'), readFileSync(free, 'utf8'), existsSync(part)], ['mine', 'new', false])
+})
+
+await t.test('what landed, or was copied out, is on the disk: each file, and each folder with a name of it', async t => {
+  const home = t.testdir({ in: { file: 'x' }, to: { old: 'y' } })
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  const { id, size } = await store.add(join(home, 'in/file'))
+  const synced = new Set<number>()
+  const handle = await open(home)
+  const kind = Object.getPrototypeOf(handle) as FileHandle
+  await handle.close()
+  // oxlint-disable-next-line typescript/unbound-method -- it is called on a handle below
+  const { sync } = kind
+  t.teardown(() => { kind.sync = sync })
+  kind.sync = async function (this: FileHandle): Promise<void> {
+    await sync.call(this)
+    synced.add(fstatSync(this.fd).ino)
+  }
+  await land(store, [['a'], ['b'], ['c', 'd']].map(path => ({ path, size, id })), join(home, 'to/new/deep'))
+  await copyOut(store.path(id), join(home, 'to/old'), true)
+  for (const name of ['', 'old', 'new', 'new/deep', 'new/deep/a', 'new/deep/b', 'new/deep/c', 'new/deep/c/d']) t.ok(synced.has(statSync(join(home, 'to', name)).ino), name)
 })
 
 await t.test('what lies aside is given away once, and never a name that shares its bytes with another', async t => {

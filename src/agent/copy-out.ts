@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { access, chmod, copyFile, link, mkdir, open, rename, stat, unlink } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { syncFolder } from '../core/durable-file.js'
+import { syncFile, syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
 import { numbered } from '../core/safe-name.js'
 import { NO_LINK } from '../files/asides.js'
@@ -10,19 +10,20 @@ import { NO_LINK } from '../files/asides.js'
 /** Told how many bytes more there are of a copy. */
 export type OnBytes = (bytes: number) => void
 
-/** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
+/** Copies a file out of the store under a name that appears whole, durably. Never a link: the copy is the person's
  * to change. Throws `already-exists` where the name is taken, unless `force`. */
 export async function copyOut (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
-  await copyUnsynced(from, to, force, onBytes)
+  await copyContent(from, to, force, onBytes)
   await syncFolder(dirname(to)).catch((error: unknown) => { throw fileError(error, to) })
 }
 
-/** The same, while the name may still be lost by a crash: who copies many syncs their folder once. */
-export async function copyUnsynced (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
+/** The same, while the name, and never what it names, may still be lost by a crash: who copies many syncs their folder once. */
+export async function copyContent (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
   // Not made of the name that it becomes: a name may be as long as the system takes, in bytes.
   const temporary = join(dirname(to), `.patchcord-${randomBytes(6).toString('hex')}.part`)
   try {
     await watched(temporary, onBytes, () => copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL))
+    await syncFile(temporary)
     await chmod(temporary, 0o666 & ~process.umask())
     if (force) await rename(temporary, to)
     else await giveFreeName(temporary, to)
@@ -90,7 +91,7 @@ export async function makeFolder (path: string): Promise<void> {
   await mkdir(path)
 }
 
-/** Makes a folder, and those above it, where they are missing, and sees that something can be put into it. Throws
+/** Makes a folder, and those above it, where they are missing, durably, and sees that something can be put into it. Throws
  * `unreadable` and the like, naming the path. Step by step: Node's own `recursive` never ends where the system says that the parent
  * of what is made is missing though it is there (/proc, an automount). */
 export async function prepareFolder (path: string): Promise<void> {
@@ -108,4 +109,6 @@ async function makeMissing (path: string): Promise<void> {
   if (status !== undefined) return
   if (dirname(path) !== path) await makeMissing(dirname(path))
   await mkdir(path).catch(async (error: unknown) => { if (systemCode(error) !== 'EEXIST' || !(await stat(path)).isDirectory()) throw error })
+  // One that may be written to and not read cannot be synced by us.
+  await syncFolder(dirname(path)).catch((error: unknown) => { if (systemCode(error) !== 'EACCES') throw error })
 }

@@ -6,7 +6,7 @@ import { safeName } from '../core/safe-name.js'
 import { contentId, parseJson } from '../core/shape.js'
 import { LEAF_BYTES } from '../files/content-id.js'
 import type { FileStore } from '../files/store.js'
-import { copyUnsynced, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
+import { copyContent, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
 
 // The list of an offer is itself a file of the store, so that any number of files fits into a mail:
 //   {"patchcord":"offer/1","files":[{"path":["holiday","a.jpg"],"size":3,"id":"mcpw4…"}]}
@@ -51,7 +51,7 @@ export function parseList (text: string): OfferedFile[] {
 
 /** Writes files, of the store or of what was fetched aside, below `to` (made where it is missing) in the shape of the
  * list. Nothing there is replaced: a top name that is taken gets a number, and what is below it is so always in a folder
- * that was just made. Where each top name landed. Throws what the disk says. */
+ * that was just made. All of it is on the disk when it resolves. Where each top name landed. Throws what the disk says. */
 export async function land (store: FileStore, files: readonly OfferedFile[], to: string, { asides = new Set(), onBytes }: { readonly asides?: ReadonlySet<ContentId>, readonly onBytes?: OnBytes } = {}): Promise<string[]> {
   await prepareFolder(to)
   const folders = new Map<string, string>()
@@ -71,7 +71,7 @@ export async function land (store: FileStore, files: readonly OfferedFile[], to:
   const put = ({ id, size }: OfferedFile, at: string, name: string): Promise<string> => underFreeName(at, name, async target => {
     const isAside = asides.has(id)
     if (isAside && await store.asides.giveTo(id, target)) onBytes?.(size)
-    else await copyUnsynced(isAside ? store.asides.path(id) : store.path(id), target, false, onBytes)
+    else await copyContent(isAside ? store.asides.path(id) : store.path(id), target, false, onBytes)
   })
   const below: Array<{ at: string, name: string, file: OfferedFile }> = []
   for (const file of files) {

@@ -303,8 +303,11 @@ export class Offers {
       const peer = peers.peer(device)
       return peer?.link.connected === true ? [sourceOf(peer)] : []
     }
-    const done = await downloads.fetch(id, { size, sources, onEvent, isAside: () => before !== undefined, ...signal === undefined ? {} : { signal } })
-    return done.isAside
+    if (before !== undefined) return (await downloads.fetch(id, { size, sources, onEvent, isAside: () => true, ...signal === undefined ? {} : { signal } })).isAside
+    // Whoever looks into the inbox does not wait for room.
+    const full = new AbortController()
+    const ends = (event: DownloadEvent): void => { if (event.event === 'paused') full.abort(new PatchcordError('disk-full', 'no room is left on the disk for the list of the offer')) }
+    return (await downloads.fetch(id, { size, sources, onEvent: ends, signal: signal === undefined ? full.signal : AbortSignal.any([signal, full.signal]) })).isAside
   }
 
   async #setState (offer: string, change: Partial<ReceivedOffer>): Promise<void> {

@@ -28,7 +28,7 @@ export async function add ({ client, output, signal }: Context, paths: string[],
     }
   }, signal)
   output.object({ event: 'done', ...done })
-  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)} in ${formatSeconds(done.seconds)}${passed === 0 ? '' : `; ${passed} passed over, since only files and folders are taken`}`)
+  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)} in ${formatSeconds(done.seconds)}${passed === 0 ? '' : `; ${passed} passed over, since only files and folders with names in UTF-8 are taken`}`)
   if (move && to === undefined && done.files > 0) output.line('the store has them alone now, and nothing refers to them: `patchcord gc --remove` would remove them (add them to a database with --to)')
 }
 

@@ -67,6 +67,11 @@ export function systemCode (error: unknown): string | undefined {
   return typeof code === 'string' ? code : undefined
 }
 
+/** Whether no room was left on the disk. */
+export function isDiskFull (error: unknown): boolean {
+  return error instanceof PatchcordError && error.code === 'disk-full'
+}
+
 /** The message of anything that was thrown. */
 export function messageOf (error: unknown): string {
   return error instanceof Error ? error.message : String(error)

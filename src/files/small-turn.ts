@@ -21,6 +21,7 @@ interface Unsynced { readonly at: number, readonly fd: number, readonly path: st
 const SYNCS_AT_ONCE = 3
 
 let own: Buffer | undefined
+let beyond: Buffer | undefined
 const prefix = randomBytes(12).toString('hex')
 let count = 0
 
@@ -79,6 +80,8 @@ function take ({ path, root, folder, isSynced }: SmallWork['take']['asked'], lat
       if (more === 0) return undefined
       got += more
     }
+    // What the system makes up as it is read (/proc) says that it is empty, and is not.
+    if (readSync(source, (beyond ??= Buffer.allocUnsafeSlow(1)), 0, 1, bytes.length) > 0) return undefined
     const now = fstatSync(source, { bigint: true })
     // ctime too: a program may set mtime back, ctime it cannot.
     if (now.size !== before.size || now.mtimeNs !== before.mtimeNs || now.ctimeNs !== before.ctimeNs || now.ino !== before.ino) return undefined

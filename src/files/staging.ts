@@ -281,11 +281,15 @@ export async function writeAt (handle: FileHandle, bytes: Uint8Array, position: 
   }
 }
 
-/** ctime too: a program may set mtime back, ctime it cannot. */
+/** Once as many bytes were read as it said that it had: it has no more, and is what it was. ctime too: a program may set mtime back,
+ * ctime it cannot. */
 async function checkUnchanged (job: Job): Promise<void> {
-  const { before } = job
-  const now = await job.source.stat({ bigint: true })
+  const { path, before, size, source } = job
+  const more = await readAt(job, source, Buffer.allocUnsafe(1), size)
+  const now = await source.stat({ bigint: true })
   if (now.size !== before.size || now.mtimeNs !== before.mtimeNs || now.ctimeNs !== before.ctimeNs || now.ino !== before.ino) throw changed(job)
+  // What the system makes up as it is read (/proc) says that it is empty.
+  if (more > 0) throw new PatchcordError('changed-while-read', `${path} has more than the ${size} bytes that the system says it has`, { hint: 'the system makes it up as it is read: copy it, and add the copy' })
 }
 
 function changed ({ path }: Job): PatchcordError {

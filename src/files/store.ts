@@ -1,4 +1,4 @@
-import { mkdir, open, rename } from 'node:fs/promises'
+import { mkdir, open, rename, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { syncFolder } from '../core/durable-file.js'
@@ -227,6 +227,12 @@ export class FileStore {
     if (this.#fetching.has(id)) return false
     await unlinkIfThere(join(this.#partial, `${id}.bitmap`))
     return await unlinkIfThere(this.partialPath(id))
+  }
+
+  /** Bytes that are free on its disk. */
+  async room (): Promise<number> {
+    const { bavail, bsize } = await statfs(this.#partial)
+    return bavail * bsize
   }
 
   /** Where a download of `id` is written until it is whole. */

@@ -1,4 +1,5 @@
-import type { Stats } from 'node:fs'
+import { isUtf8 } from 'node:buffer'
+import type { Dirent, Stats } from 'node:fs'
 import { opendir, lstat, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { fileError, PatchcordError } from '../core/errors.js'
@@ -21,8 +22,8 @@ export interface WalkOptions {
   readonly except?: string
 }
 
-/** The regular files at and below `path`, sorted by their relative paths' parts. Symlinks, devices, sockets and
- * FIFOs are passed over, never followed or opened; `passedOver` is told. A `path` that is none of file and folder, or that
+/** The regular files at and below `path`, sorted by their relative paths' parts. Symlinks, devices, sockets,
+ * FIFOs, and names that are not UTF-8 are passed over, never followed or opened; `passedOver` is told. A `path` that is none of file and folder, or that
  * cannot be read, throws `unreadable`, unless `unreadable` is there to be told; so does a folder below it that cannot be read. One folder's names are
  * held at a time per level. */
 export async function * walk (path: string, options: WalkOptions = {}): AsyncIterable<Found> {
@@ -52,9 +53,12 @@ async function * folder (path: string, relative: string, options: WalkOptions & 
       passedOver?.(path, 'the state of patchcord itself')
       return
     }
-    for await (const entry of await opendir(path)) {
-      if (entry.isFile() || entry.isDirectory()) entries.push({ name: entry.name, isFolder: entry.isDirectory() })
-      else passedOver?.(join(path, entry.name), entry.isSymbolicLink() ? 'a symbolic link' : 'a FIFO, a socket or a device')
+    for await (const entry of await namesOf(path)) {
+      const name = entry.name.toString()
+      // Read as text it is another name, which nothing has.
+      if (!isUtf8(entry.name)) passedOver?.(join(path, name), 'a name that is not UTF-8')
+      else if (entry.isFile() || entry.isDirectory()) entries.push({ name, isFolder: entry.isDirectory() })
+      else passedOver?.(join(path, name), entry.isSymbolicLink() ? 'a symbolic link' : 'a FIFO, a socket or a device')
     }
   } catch (error) {
     if (unreadable === undefined) throw fileError(error, path)
@@ -68,6 +72,11 @@ async function * folder (path: string, relative: string, options: WalkOptions & 
     if (isFolder) yield * folder(join(path, name), below, options)
     else yield { path: join(path, name), relative: below }
   }
+}
+
+/** Node takes `buffer` here as for `readdir`; its types do not say so. */
+async function namesOf (path: string): Promise<AsyncIterable<Dirent<Buffer>>> {
+  return await opendir(path, { encoding: 'buffer' as BufferEncoding }) as unknown as AsyncIterable<Dirent<Buffer>>
 }
 
 function isSame (one: Stats, other: Stats): boolean {

@@ -1,5 +1,6 @@
 import { join } from 'node:path'
 import * as v from 'valibot'
+import { isDiskFull } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
 import { contentId } from '../core/shape.js'
 import { readState, writeState } from '../core/state-file.js'
@@ -16,7 +17,7 @@ const Shape = v.strictObject({
   downloads: v.array(v.strictObject({ id: contentId, size: v.exactOptional(v.pipe(v.number(), v.safeInteger(), v.minValue(0))) })),
 })
 
-/** `downloads.json`: what was asked for and is not here yet. Every change is on disk when it resolves. */
+/** `downloads.json`: what was asked for and is not here yet. Every change is on disk when it resolves, but for what `remove` says. */
 export class DownloadQueue {
   readonly #path: string
   #queued: readonly Queued[]
@@ -39,15 +40,16 @@ export class DownloadQueue {
     await this.#write(() => [...this.#queued.filter(({ id }) => id !== queued.id), queued])
   }
 
+  /** On a full disk only the next change takes it from there: until then a process that begins anew fetches it once more. */
   async remove (id: ContentId): Promise<void> {
-    await this.#write(() => this.#queued.filter(queued => queued.id !== id))
+    await this.#write(() => this.#queued.filter(queued => queued.id !== id), true)
   }
 
-  #write (change: () => readonly Queued[]): Promise<void> {
+  #write (change: () => readonly Queued[], mayWait = false): Promise<void> {
     const written = this.#writing.then(async () => {
       const next = change()
       if (next.length === 0 && this.#queued.length === 0) return
-      await writeState(this.#path, Shape, { version: 1, downloads: [...next] })
+      await writeState(this.#path, Shape, { version: 1, downloads: [...next] }).catch((error: unknown) => { if (!mayWait || !isDiskFull(error)) throw error })
       this.#queued = next
     })
     this.#writing = written.catch(() => undefined)

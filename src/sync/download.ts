@@ -1,5 +1,5 @@
 import type { Clock } from '../core/clock.js'
-import { messageOf, PatchcordError } from '../core/errors.js'
+import { isDiskFull, messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
 import type { Logger } from '../core/log.js'
 import { contentIdOf, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from '../files/content-id.js'
@@ -8,7 +8,7 @@ import { PartialFile } from '../files/partial.js'
 import type { FileStore } from '../files/store.js'
 import { asGiver, askFirst, askLeaves, type Source } from './ask-file.js'
 import type { Distrust } from './distrust.js'
-import { fetchLeaves } from './leaf-fetch.js'
+import { fetchLeaves, ROOM_MS } from './leaf-fetch.js'
 
 export type { Source }
 
@@ -153,14 +153,34 @@ class Download {
         this.#collaborators.logger.info({ device, id }, 'a source is silent; its leaves are asked for elsewhere')
         onEvent({ event: 'overtaken', id, device })
       },
-      onFull: isFull => {
-        this.#collaborators.logger.warn({ id }, isFull ? 'the disk is full; the download waits for room' : 'the disk has room again; the download goes on')
-        onEvent(isFull ? { event: 'paused', id, reason: 'disk-full', needed: size - partial.bytes } : { event: 'resumed', id })
-      },
+      onFull: isFull => { this.#full(isFull, size - partial.bytes) },
     })
     const isAside = this.#options.isAside?.() ?? false
     await partial.complete(isAside)
     return { size, isAside, sources, givers: partial.givers }
+  }
+
+  #full (isFull: boolean, needed: number): void {
+    const { onEvent = () => undefined } = this.#options
+    const id = this.#id
+    this.#collaborators.logger.warn({ id }, isFull ? 'the disk is full; the download waits for room' : 'the disk has room again; the download goes on')
+    onEvent(isFull ? { event: 'paused', id, reason: 'disk-full', needed } : { event: 'resumed', id })
+  }
+
+  /** Does what begins to write the file, once there is room for it. */
+  async #inRoom<Result> (size: number, begin: () => Promise<Result>): Promise<Result> {
+    for (let isFull = false; ; isFull = true) {
+      try {
+        const begun = await begin()
+        if (isFull) this.#full(false, 0)
+        return begun
+      } catch (error) {
+        if (!isDiskFull(error)) throw error
+      }
+      if (!isFull) this.#full(true, size)
+      do await pause(ROOM_MS, this.#collaborators.clock, this.#signal)
+      while (await this.#store.room() < size)
+    }
   }
 
   #convict (device: DeviceId, leaf: number | null, reason: string): void {
@@ -264,14 +284,13 @@ class Download {
     const { source, size } = found
     const id = this.#id
     if ('leaves' in found) {
-      const partial = await PartialFile.create(this.#store, { id, size, leaves: found.leaves })
-      // A disk that is full already is found full by what follows, which waits for room.
+      const partial = await this.#inRoom(size, () => PartialFile.create(this.#store, { id, size, leaves: found.leaves }))
+      // Where there is no room for this one, what follows finds that too, and waits.
       if (found.first !== undefined) await partial.writeLeaf(0, found.first, asGiver(source)).catch(() => undefined)
       return partial
     }
     const isAside = this.#options.isAside?.() ?? false
-    if (isAside) await this.#store.putAside(id, found.bytes)
-    else await this.#store.put(id, found.bytes)
+    await this.#inRoom(size, async () => { await (isAside ? this.#store.putAside(id, found.bytes) : this.#store.put(id, found.bytes)) })
     this.#options.onEvent?.({ event: 'progress', id, done: size, total: size, rate: size, sources: 1 })
     return { size, isAside, sources: new Set([source.device]), givers: new Set([asGiver(source)]) }
   }

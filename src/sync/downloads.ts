@@ -1,4 +1,4 @@
-import { messageOf, PatchcordError } from '../core/errors.js'
+import { isDiskFull, messageOf, PatchcordError } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
 import type { FileStore } from '../files/store.js'
 import { asGiver, type Source } from './ask-file.js'
@@ -76,13 +76,34 @@ export class Downloads {
     })
   }
 
-  /** Fetches a file that a person asked for: should this process die, the next one goes on by itself. */
+  /** Fetches a file that a person asked for: should this process die, the next one goes on by itself. On a full disk that holds
+   * from when there is room again. */
   async fetchAsked (id: ContentId, options: DownloadOptions): Promise<Downloaded> {
     const { size } = options
-    await this.#queue.add({ id, ...size === undefined ? {} : { size } })
+    const list = async (): Promise<boolean> => {
+      try {
+        await this.#queue.add({ id, ...size === undefined ? {} : { size } })
+        return true
+      } catch (error) {
+        if (!isDiskFull(error)) throw error
+        this.#collaborators.logger.warn({ id }, 'the disk is full; the list of downloads does not have this one yet')
+        return false
+      }
+    }
+    let isListed = await list()
+    let listing: Promise<unknown> = Promise.resolve()
+    const onEvent = (event: DownloadEvent): void => {
+      // What moves has room.
+      if (!isListed && event.event !== 'paused') {
+        isListed = true
+        listing = list().then(isThere => { isListed = isThere }, (error: unknown) => { this.#collaborators.logger.warn({ id, reason: messageOf(error) }, 'the list of downloads could not be written') })
+      }
+      options.onEvent?.(event)
+    }
     try {
-      return await this.fetch(id, options)
+      return await this.fetch(id, { ...options, onEvent })
     } finally {
+      await listing
       if (!this.#isStopping) await this.#queue.remove(id)
     }
   }

@@ -23,7 +23,8 @@ const SLOW_MS = 1_000
 const FIRST_RETRY_MS = 250
 /** Failures in a row after which a source is not asked again for this file, until it went away and came back. */
 const MOST_STRIKES = 4
-const ROOM_MS = 2_000
+/** How often a full disk is looked at again (ms). */
+export const ROOM_MS = 2_000
 
 export interface LeafFetchOptions {
   /** Who may be asked now, best first. Read again all the time. */
