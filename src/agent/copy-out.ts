@@ -10,20 +10,23 @@ import { NO_LINK } from '../files/asides.js'
 /** Told how many bytes more there are of a copy. */
 export type OnBytes = (bytes: number) => void
 
-/** Copies a file out of the store under a name that appears whole, durably. Never a link: the copy is the person's
- * to change. Throws `already-exists` where the name is taken, unless `force`. */
+/** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
+ * to change. Throws `already-exists` where the name is taken, unless `force`. The disk is not waited for: the store has the file. */
 export async function copyOut (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
-  await copyContent(from, to, force, onBytes)
-  await syncFolder(dirname(to)).catch((error: unknown) => { throw fileError(error, to) })
+  await copy(from, to, force, onBytes, async () => {})
 }
 
-/** The same, while the name, and never what it names, may still be lost by a crash: who copies many syncs their folder once. */
-export async function copyContent (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {
+/** The same, never over anything, with what it names on the disk; the name may still be lost by a crash: who copies many syncs their folder once. */
+export async function copySynced (from: string, to: string, onBytes?: OnBytes): Promise<void> {
+  await copy(from, to, false, onBytes, syncFile)
+}
+
+async function copy (from: string, to: string, force: boolean, onBytes: OnBytes | undefined, settle: (path: string) => Promise<void>): Promise<void> {
   // Not made of the name that it becomes: a name may be as long as the system takes, in bytes.
   const temporary = join(dirname(to), `.patchcord-${randomBytes(6).toString('hex')}.part`)
   try {
     await watched(temporary, onBytes, () => copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL))
-    await syncFile(temporary)
+    await settle(temporary)
     await chmod(temporary, 0o666 & ~process.umask())
     if (force) await rename(temporary, to)
     else await giveFreeName(temporary, to)

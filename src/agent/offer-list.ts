@@ -6,7 +6,7 @@ import { safeName } from '../core/safe-name.js'
 import { contentId, parseJson } from '../core/shape.js'
 import { LEAF_BYTES } from '../files/content-id.js'
 import type { FileStore } from '../files/store.js'
-import { copyContent, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
+import { copySynced, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
 
 // The list of an offer is itself a file of the store, so that any number of files fits into a mail:
 //   {"patchcord":"offer/1","files":[{"path":["holiday","a.jpg"],"size":3,"id":"mcpw4…"}]}
@@ -71,7 +71,7 @@ export async function land (store: FileStore, files: readonly OfferedFile[], to:
   const put = ({ id, size }: OfferedFile, at: string, name: string): Promise<string> => underFreeName(at, name, async target => {
     const isAside = asides.has(id)
     if (isAside && await store.asides.giveTo(id, target)) onBytes?.(size)
-    else await copyContent(isAside ? store.asides.path(id) : store.path(id), target, false, onBytes)
+    else await copySynced(isAside ? store.asides.path(id) : store.path(id), target, onBytes)
   })
   const below: Array<{ at: string, name: string, file: OfferedFile }> = []
   for (const file of files) {
