@@ -62,11 +62,16 @@ export class Unsettled {
 
   /** Notes files durably: they may have their names once this resolves. Throws `disk-full` and the like. */
   async add (files: ReadonlyArray<{ readonly id: ContentId, readonly size: number }>): Promise<void> {
+    const before = new Map(files.map(({ id }) => [id, this.#files.get(id)]))
     for (const { id, size } of files) this.adopt(id, size)
     try {
       await this.#inTurn(() => this.#write(files.map(({ id }) => `${id}\n`).join('')))
     } catch (error) {
-      for (const { id } of files) this.delete(id)
+      // One that was noted before is not on the disk by that.
+      for (const [id, had] of before) {
+        if (had === undefined) this.delete(id)
+        else this.adopt(id, had.size)
+      }
       throw fileError(error, this.#path)
     }
   }
