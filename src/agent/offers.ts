@@ -39,7 +39,7 @@ const LARGE_COUNTS = 4
 /** When an offer that was accepted and did not come or land is tried again (ms): the folder or the disk may be in order by then. */
 const RETRY_MS = 30_000
 /** What will be said again. */
-const NOT_AGAIN: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['verification', 'refused', 'stopped', 'too-large'])
+const NOT_AGAIN: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['verification', 'refused', 'stopped', 'too-large', 'not-found'])
 /** How often progress is told here, and to the sender (ms). */
 const TELL_MS = 250
 const MAIL_MS = 2_000
@@ -57,7 +57,9 @@ export class Offers {
   #state: State
   #writing: Promise<void> = Promise.resolve()
   /** Offers that are being fetched, how many bytes of each are here, and what ends it. */
-  readonly #fetching = new Map<string, { done: number, readonly abort: AbortController }>()
+  readonly #fetching = new Map<string, { done: number, isLanding: boolean, readonly abort: AbortController }>()
+  /** Offers of which a part has landed, it may be, and that failed then: by itself nothing lands a second time. */
+  readonly #landedInPart = new Set<string>()
   /** Files of the offers that are being fetched or land, and of how many. */
   readonly #landing = new Map<ContentId, number>()
   #flushing: Timer | undefined
@@ -159,8 +161,11 @@ export class Offers {
 
   /** Says no, also to what was accepted and is not here yet: what is being fetched of it ends. */
   async refuse (offer: string): Promise<void> {
+    const fetching = this.#fetching.get(offer)
+    if (fetching?.isLanding === true) throw new PatchcordError('conflict', 'this offer is landing already', { hint: 'remove what landed' })
+    // First: what ends by it accepts nothing any more.
+    fetching?.abort.abort(new PatchcordError('refused', 'the offer was refused meanwhile', { hint: 'nothing of it landed' }))
     await this.#setState(offer, { state: 'refused' })
-    this.#fetching.get(offer)?.abort.abort(new PatchcordError('refused', 'the offer was refused meanwhile', { hint: 'nothing of it landed' }))
   }
 
   /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. Nothing is accepted where nothing could
@@ -172,7 +177,8 @@ export class Offers {
     const signal = given === undefined ? abort.signal : AbortSignal.any([abort.signal, given])
     // Each file that is on its way listens.
     setMaxListeners(0, signal)
-    this.#fetching.set(offer.offer, { done: 0, abort })
+    const fetching = { done: 0, isLanding: false, abort }
+    this.#fetching.set(offer.offer, fetching)
     const asides = new Set<ContentId>()
     let ids: ReadonlySet<ContentId> = new Set()
     try {
@@ -180,6 +186,7 @@ export class Offers {
       await prepareFolder(to)
       ids = new Set(files.map(({ id }) => id))
       for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
+      signal.throwIfAborted()
       await this.#setState(offer.offer, { state: 'accepted', to })
       onEvent({ event: 'accepted', offer: offer.offer })
       const before = new Set(await this.#agent.store.asides.all())
@@ -198,9 +205,12 @@ export class Offers {
         came(id, size - had, 1)
       })
       signal.throwIfAborted()
+      fetching.isLanding = true
+      this.#landedInPart.add(offer.offer)
       const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
       const landed = await land(this.#agent.store, files, to, { asides, onBytes: bytes => { meter.add(bytes) } })
       await this.#setState(offer.offer, { state: 'done' })
+      this.#landedInPart.delete(offer.offer)
       // Only now: should this process die before, they are not fetched again.
       await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
@@ -274,7 +284,7 @@ export class Offers {
     for (const one of this.#state.received.filter(one => one.device === device)) {
       const to = one.to ?? rule?.to
       if (one.state === 'offered' && rule?.rule === 'refuse') await this.refuse(one.offer)
-      else if (to !== undefined && !this.#fetching.has(one.offer) && (one.state === 'accepted' || (one.state === 'offered' && rule?.rule === 'accept'))) {
+      else if (to !== undefined && !this.#fetching.has(one.offer) && !this.#landedInPart.has(one.offer) && (one.state === 'accepted' || (one.state === 'offered' && rule?.rule === 'accept'))) {
         this.accept(one, to, () => undefined).catch((error: unknown) => {
           this.#agent.logger.warn({ device, offer: one.offer, reason: messageOf(error) }, 'an accepted offer was not fetched')
           if (!(error instanceof PatchcordError && NOT_AGAIN.has(error.code))) this.#again(device)
