@@ -258,6 +258,8 @@ export class Offers {
     for (const { offer, answer, done } of answers) {
       if (answer === 'accepted' && done > 0 && this.#state.sent.some(one => one.offer === offer && one.device === device)) this.#agent.emit({ event: 'offer-progress', offer, device, done })
     }
+    // What follows is worked out from what is there: what is on its way to the disk comes first.
+    for (let before: Promise<void> | undefined; before !== this.#writing;) await (before = this.#writing)
     const answered = new Map(answers.map(({ offer, answer }) => [offer, answer]))
     const standing = new Set(offers.map(({ offer }) => offer))
     // Whoever they came from: by its name one of them is accepted.
