@@ -7,7 +7,7 @@ import { badRequest, Problem, problemOf } from './problem.js'
 import { parseSelector } from './selector.js'
 import type { Change } from './pouch.js'
 import type { ChangesPage, Store } from './store.js'
-import { Portion } from './weight.js'
+import { holdable, Portion } from './weight.js'
 
 /** Changes read at a time, without and with their documents. */
 const PAGE = 250
@@ -84,9 +84,11 @@ async function runForwards (store: Store, feed: Feed, start: number, rows: RowWr
 async function runBackwards (store: Store, feed: Feed, rows: RowWriter): Promise<number> {
   const page = await readBackwards(store, feed)
   let left = feed.limit
-  for (let at = 0; at < page.results.length; at += pageSize(feed)) {
+  for (let at = 0; at < page.results.length;) {
     const part = page.results.slice(at, at + pageSize(feed))
-    const chosen = await chosenBy(feed.filter, feed.filter?.readsDocuments === true ? await withDocuments(store, feed, part) : part)
+    const { changes, count } = feed.filter?.readsDocuments === true ? await withDocuments(store, feed, part) : { changes: part, count: part.length }
+    at += count
+    const chosen = await chosenBy(feed.filter, changes)
     const sent = chosen.slice(0, left)
     await rows.write(sent)
     left -= sent.length
@@ -95,13 +97,16 @@ async function runBackwards (store: Store, feed: Feed, rows: RowWriter): Promise
   return page.last_seq
 }
 
-/** Without those that a newer change has replaced meanwhile. */
-async function withDocuments (store: Store, { docs }: Feed, changes: readonly Change[]): Promise<Change[]> {
-  const read = await store.readMany(pouch => Promise.all(changes.map(async change => {
-    const doc = await pouch.get(change.id, { rev: change.changes[0]!.rev, conflicts: docs.conflicts }).catch(noneWhereGone)
-    return doc && { ...change, doc }
-  })))
-  return read.filter(change => change !== undefined)
+/** As many of the first ones as may be held, `count` of them, without those that a newer change has replaced meanwhile. */
+async function withDocuments (store: Store, { docs }: Feed, changes: readonly Change[]): Promise<{ changes: Change[], count: number }> {
+  return await store.readMany(async pouch => {
+    const read = await Promise.all(changes.map(async change => {
+      const doc = await pouch.get(change.id, { rev: change.changes[0]!.rev, conflicts: docs.conflicts }).catch(noneWhereGone)
+      return doc && { ...change, doc }
+    }))
+    const count = holdable(read.map(one => one?.doc))
+    return { changes: read.slice(0, count).filter(change => change !== undefined), count }
+  })
 }
 
 function noneWhereGone (error: unknown): undefined {

@@ -65,11 +65,14 @@ async function * rowsOfKeys (exchange: Exchange, store: Store, keys: readonly un
     const part = chosen.slice(at, at + portion.size)
     // For a key that is empty or no string PouchDB answers the first document of all.
     const known = part.filter(key => typeof key === 'string' && key !== '')
-    const { rows } = await store.readMany(pouch => pouch.allDocs({ ...options, keys: known }))
-    let next = 0
-    const page = part.map((key): DocumentRow => typeof key === 'string' && key !== '' ? rows[next++]! : { key, error: 'not_found' })
-    const held = page.slice(0, holdable(page.map(({ doc }) => doc)))
-    portion.had(page.length, held.length)
+    // Cut where it is read: what this generator knows of is kept while a slow client takes the page.
+    const held = await store.readMany(async pouch => {
+      const { rows } = await pouch.allDocs({ ...options, keys: known })
+      let next = 0
+      const page = part.map((key): DocumentRow => typeof key === 'string' && key !== '' ? rows[next++]! : { key, error: 'not_found' })
+      return page.slice(0, holdable(page.map(({ doc }) => doc)))
+    })
+    portion.had(part.length, held.length)
     at += held.length
     yield held
   }
@@ -128,9 +131,10 @@ export async function bulkGet (exchange: Exchange, store: Store): Promise<void> 
       part.push(value)
     }
     if (part.length === 0) break
-    const found = await readPart(exchange, store, part.slice(0, portion.size))
-    const held = holdable(found.map(([one]) => one !== undefined && 'ok' in one ? one.ok : undefined))
-    portion.had(found.length, held)
+    const asked = part.slice(0, portion.size)
+    const found = await readPart(exchange, store, asked)
+    const held = found.length
+    portion.had(asked.length, held)
     let text = ''
     for (const [index, { id, isFirst, isLast }] of part.slice(0, held).entries()) {
       const docs = found[index]!.map(one => JSON.stringify('ok' in one && withAttachments ? { ok: inliner.mark(one.ok) } : one)).join()
@@ -143,15 +147,18 @@ export async function bulkGet (exchange: Exchange, store: Store): Promise<void> 
   exchange.end('\n]}\n')
 }
 
-/** What is asked for several times is read once. */
+/** What is asked for several times is read once. As many of the first ones as may be held: what was read besides is let go here. */
 async function readPart (exchange: Exchange, store: Store, part: readonly Read[]): Promise<Found[][]> {
   const reading = new Map<string, Promise<Found[]>>()
-  return await store.readMany(pouch => Promise.all(part.map(one => {
-    const key = JSON.stringify([one.id, one.rev])
-    const read = reading.get(key) ?? readRevision(pouch, one, exchange)
-    reading.set(key, read)
-    return read
-  })))
+  return await store.readMany(async pouch => {
+    const found = await Promise.all(part.map(one => {
+      const key = JSON.stringify([one.id, one.rev])
+      const read = reading.get(key) ?? readRevision(pouch, one, exchange)
+      reading.set(key, read)
+      return read
+    }))
+    return found.slice(0, holdable(found.map(([one]) => one !== undefined && 'ok' in one ? one.ok : undefined)))
+  })
 }
 
 interface Wanted { readonly id: string, readonly rev: string | undefined }

@@ -62,14 +62,17 @@ async function * partPages (store: Store, { descending, include_docs, conflicts 
     // A page begins with the last row of the one before, which is compared and not counted: it may be gone.
     const from = last === undefined ? part : { ...part, startkey: last }
     const limit = last === undefined ? portion.size : portion.size + 1
-    const read = async (pouch: Pouch): Promise<DocumentRow[]> => (await pouch.allDocs({ descending, include_docs, conflicts, ...from, limit })).rows
-    const rows = await (include_docs ? store.readMany(read) : store.read(read))
-    const isOver = rows.length < limit
-    const fresh = last !== undefined && rows[0]?.id === last ? rows.slice(1) : rows
-    const held = include_docs ? fresh.slice(0, holdable(fresh.map(({ doc }) => doc))) : fresh
-    portion.had(fresh.length, held.length)
+    const before = last
+    // Cut where it is read: what this generator knows of is kept while a slow client takes the page.
+    const read = async (pouch: Pouch): Promise<{ held: DocumentRow[], count: number, isOver: boolean }> => {
+      const { rows } = await pouch.allDocs({ descending, include_docs, conflicts, ...from, limit })
+      const fresh = before !== undefined && rows[0]?.id === before ? rows.slice(1) : rows
+      return { held: include_docs ? fresh.slice(0, holdable(fresh.map(({ doc }) => doc))) : fresh, count: fresh.length, isOver: rows.length < limit }
+    }
+    const { held, count, isOver } = await (include_docs ? store.readMany(read) : store.read(read))
+    portion.had(count, held.length)
     yield held
-    if (held.length === fresh.length && isOver) return
+    if (held.length === count && isOver) return
     last = held.at(-1)?.id ?? last
   }
 }
