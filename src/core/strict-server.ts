@@ -2,7 +2,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { Socket } from 'node:net'
 import type { Limits } from './limits.js'
 
-export type HttpLimits = Pick<Limits, 'headBytes' | 'headMs' | 'headers' | 'idleMs'>
+type HttpLimits = Pick<Limits, 'headBytes' | 'headMs' | 'headers' | 'idleMs'>
 
 /** Node's HTTP server with every default that is too generous replaced; whoever takes its requests refuses those with more than `headers`
  * headers, and cuts a body that stalls. Connections that let `headMs` pass are looked for every `checkMs`. */

@@ -7,8 +7,6 @@ export interface AnswerSink {
   data (bytes: Buffer, from: number, to: number): void
 }
 
-export { BadAnswer }
-
 const MOST_CHUNK_LINE = 256
 
 /**

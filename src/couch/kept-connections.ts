@@ -1,8 +1,9 @@
 import { createConnection, type Socket } from 'node:net'
+import { BadAnswer } from '../core/answer-head.js'
 import type { Clock, Timer } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
 import { flushSoon } from '../core/writes.js'
-import { AnswerParser, BadAnswer } from './answer-parser.js'
+import { AnswerParser } from './answer-parser.js'
 import { FIELD_VALUE, socketAddress, type UpstreamAnswer, type UpstreamCall, type UpstreamHead, type UpstreamListener, type UpstreamTarget } from './upstream.js'
 
 /** Node's servers close an idle connection after 5 s; a pool that keeps it longer loses requests. It is looked at

@@ -1,6 +1,6 @@
 import type { Exchange } from './exchange.js'
 import { isObject } from './json.js'
-import { Heartbeat, Turns, Waiter } from './waiting.js'
+import { Heartbeat, Pauses, Waiter } from './waiting.js'
 import { fillSmall, Inliner } from './inline.js'
 import { DOCUMENTS_PAGE } from './pages.js'
 import { badRequest, Problem, problemOf } from './problem.js'
@@ -115,10 +115,10 @@ function noneWhereGone (error: unknown): undefined {
 
 async function chosenBy (filter: Filter | undefined, changes: readonly Change[]): Promise<readonly Change[]> {
   if (filter === undefined) return changes
-  const turns = new Turns()
+  const pauses = new Pauses()
   const chosen: Change[] = []
   for (const change of changes) {
-    await turns.next()
+    await pauses.next()
     if (filter.matches(change)) chosen.push(change)
   }
   return chosen

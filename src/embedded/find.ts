@@ -5,7 +5,7 @@ import type { StoredDocument } from './pouch.js'
 import { badRequest, Problem } from './problem.js'
 import { fieldPath, member, parseSelector } from './selector.js'
 import type { Store } from './store.js'
-import { Turns } from './waiting.js'
+import { Pauses } from './waiting.js'
 
 // `_find` without pouchdb-find: that one reads the stored `_design` documents for indexes, builds views
 // from them, and keeps its own as `_design` documents, which would replicate. Here is one index, the IDs.
@@ -19,14 +19,14 @@ export async function find (exchange: Exchange, store: Store): Promise<void> {
   const until = performance.now() + exchange.limits.findMs
   exchange.releaseBody()
   const found: unknown[] = []
-  const turns = new Turns()
+  const pauses = new Pauses()
   let { skip } = query
   let bookmark = 'nil'
   search: for await (const page of documentPages(store, query.range, query.after === undefined ? 0 : 1, query.limit === 0 ? 0 : Infinity)) {
     if (exchange.signal.aborted) return
     if (performance.now() > until) throw new Problem(408, 'timeout', 'the search takes too long: there is no index')
     for (const { doc } of page) {
-      await turns.next()
+      await pauses.next()
       if (doc === undefined || doc === null || doc._id.startsWith('_design/') || !query.matches(doc) || skip-- > 0) continue
       found.push(query.project(doc))
       bookmark = Buffer.from(JSON.stringify(doc._id)).toString('base64url')

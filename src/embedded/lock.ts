@@ -48,25 +48,3 @@ export class SharedLock {
     }
   }
 }
-
-/** Lets a few tasks run at a time, first come first served. */
-export class Few {
-  #left: number
-  readonly #waiting: Array<() => void> = []
-
-  constructor (most: number) {
-    this.#left = most
-  }
-
-  async run<T> (task: () => Promise<T>): Promise<T> {
-    if (this.#left > 0) this.#left--
-    else await new Promise<void>(resolve => { this.#waiting.push(resolve) })
-    try {
-      return await task()
-    } finally {
-      const next = this.#waiting.shift()
-      if (next === undefined) this.#left++
-      else next()
-    }
-  }
-}

@@ -4,7 +4,8 @@ import { join } from 'node:path'
 import { messageOf, systemCode } from '../core/errors.js'
 import { syncFolder } from '../core/durable-file.js'
 import type { DatabaseName } from '../core/ids.js'
-import { Few, SharedLock } from './lock.js'
+import { Turns } from '../core/turns.js'
+import { SharedLock } from './lock.js'
 import { openPouch, type Change, type Pouch } from './pouch.js'
 import { Problem } from './problem.js'
 import { holdable } from './weight.js'
@@ -39,7 +40,7 @@ export class Store {
   readonly #folder: string
   readonly #pouch: Pouch
   readonly #lock = new SharedLock()
-  readonly #readsOfMany = new Few(READS_OF_MANY)
+  readonly #readsOfMany = new Turns(READS_OF_MANY)
   readonly #watchers = new Set<() => void>()
   readonly #pending = new Set<(error: Problem) => void>()
   readonly #pages = new Map<string, Promise<ChangesPage>>()

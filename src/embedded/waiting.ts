@@ -73,9 +73,10 @@ export class Heartbeat {
 const TURN_MS = 20
 
 /** Lets others have their turn in the middle of what takes long and waits for nothing. */
-export class Turns {
+export class Pauses {
   #since = performance.now()
 
+  /** Where it is time for one. */
   async next (): Promise<void> {
     if (performance.now() - this.#since < TURN_MS) return
     await nextTurn()

@@ -1,3 +1,5 @@
+import { Turns } from '../core/turns.js'
+
 /** Bytes in a buffer of a transfer. Measured on loopback, 1 GiB, plain HTTP, MiB/s: 64 KiB 740, 128 KiB 1,600, 256 KiB 1,800,
  * 512 KiB 2,350, 1 MiB 2,300. Over TLS, 256 KiB and more are alike (1,200 to 1,300) for one client; for 64, each piece
  * costs some 12 µs besides its bytes, which is a fifth of the work at 64 KiB and little at 512. */
@@ -19,10 +21,10 @@ const KEPT_IDLE = 4
  * once nothing else can still read it or write into it; one whose fate is unknown is dropped, and the garbage collector
  * has it. The last one that came back is the first to go out again: it is the likeliest to be in the cache. */
 export class Buffers {
+  /** To read into one. */
+  readonly turns = new Turns(READS_AT_ONCE)
   readonly #free: Buffer[] = []
-  readonly #waiting: Array<() => void> = []
   #transfers = 0
-  #reading = 0
 
   /** Whether a transfer reads into a second buffer while its first is on the way. */
   get readAhead (): boolean { return this.#transfers <= READ_AHEAD_MOST }
@@ -41,18 +43,5 @@ export class Buffers {
 
   give (buffer: Buffer): void {
     if (this.#free.length < (this.#transfers === 0 ? KEPT_IDLE : KEPT_BUSY)) this.#free.push(buffer)
-  }
-
-  /** Runs `read` when it is its turn, first come first served. */
-  async turn<Result> (read: () => Promise<Result>): Promise<Result> {
-    if (this.#reading < READS_AT_ONCE) this.#reading += 1
-    else await new Promise<void>(resolve => { this.#waiting.push(resolve) })
-    try {
-      return await read()
-    } finally {
-      const next = this.#waiting.shift()
-      if (next === undefined) this.#reading -= 1
-      else next()
-    }
   }
 }

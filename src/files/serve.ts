@@ -145,7 +145,7 @@ async function send (body: Body, buffers: Buffers, start: number, length: number
       }
       const want = Math.min(length - sent, CHUNK_BYTES)
       const position = start + sent
-      const got = await buffers.turn(() => readFully(body, held[slot] = buffers.take(), want, position))
+      const got = await buffers.turns.run(() => readFully(body, held[slot] = buffers.take(), want, position))
       if (got < want) return outflow.cut()
       sent += want
       outflow.write(slot, held[slot]!.subarray(0, want))

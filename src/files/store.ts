@@ -38,7 +38,7 @@ import { verifiedLeaves } from './verified-leaves.js'
  *
  * Promises: a file under `files/` is whole, hashes to its name, is on the disk, and has its leaf list beside it;
  * after a crash there is such a file or none. Of a file that `addAll` took in for later that it is on the disk holds only once
- * `flush` resolved; until then `partial/unsettled` names it, and whoever opens the store after a crash reads it and drops it
+ * `flush` resolved; until then `partial/unsettled` names it (beyond 2 GiB it is synced, and has its name for good when the loop ends), and whoever opens the store after a crash reads it and drops it
  * where it is not right, before anything is served. No file is recorded but by `record`: nothing that another
  * device says makes one. A damaged record grants nothing.
  *
