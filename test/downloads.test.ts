@@ -20,6 +20,7 @@ import { Distrust } from '../src/sync/distrust.js'
 import { Downloads } from '../src/sync/downloads.js'
 import { download, type DownloadEvent, type DownloadOptions, type Downloaded } from '../src/sync/download.js'
 import { LeafPlan, type Span } from '../src/sync/leaf-plan.js'
+import { until } from './fixtures/processes.js'
 
 // The engine against peers that misbehave, over plain HTTP on loopback: TLS and admission are tested elsewhere.
 
@@ -285,6 +286,134 @@ await t.test('the connection for bytes: puts them where they are to lie, and nev
     return failed ? isLong && connections() > before : Buffer.concat(got).equals(body) && memory.every((place, index) => place.toString('hex') === there[index])
   }), { numRuns: 100 })
   t.pass('the property holds')
+})
+
+/** A pool towards something that is told of every request, on whichever connection. */
+async function pipelined (t: Test, answer: (socket: Socket, path: string, connection: number) => void, most = 8): Promise<{ ask: (path: string, signal?: AbortSignal) => Promise<Answered>, pool: BytePool, asked: string[][] }> {
+  const sockets: Socket[] = []
+  const asked: string[][] = []
+  const server = createTcpServer(socket => {
+    const connection = sockets.push(socket) - 1
+    asked.push([])
+    let text = ''
+    socket.setNoDelay(true).on('error', () => undefined).on('data', (piece: Buffer) => {
+      text += piece.toString('latin1')
+      for (let end = text.indexOf('\r\n\r\n'); end !== -1; end = text.indexOf('\r\n\r\n')) {
+        const path = text.split(' ')[1]!
+        text = text.slice(end + 4)
+        asked[connection]!.push(path)
+        answer(socket, path, connection)
+      }
+    })
+  }).listen({ host: '::1', port: 0 })
+  await once(server, 'listening')
+  const pool = new BytePool(async onread => {
+    const socket = connect({ host: '::1', port: (server.address() as AddressInfo).port, noDelay: true, onread })
+    await once(socket, 'connect')
+    return socket
+  }, { host: 'peer', who: 'the peer', most })
+  t.teardown(() => {
+    pool.destroy()
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  const ask = async (path: string, signal = new AbortController().signal): Promise<Answered> => {
+    let [status, body] = [0, '']
+    await pool.get({ path, signal, isShort: true, onHead: head => {
+      status = head.status
+      if (status >= 400) throw new Error(`refused with ${status}`)
+    }, onBytes: piece => {
+      body += piece.toString('latin1')
+      return true
+    } })
+    return { status, body }
+  }
+  return { ask, pool, asked }
+}
+
+const plainAnswer = (body: string, status = '200 OK'): string => `HTTP/1.1 ${status}\r\nContent-Length: ${body.length}\r\n\r\n${body}`
+
+await t.test('short answers do not wait for each other: each gets its own, in whatever pieces they come', async t => {
+  let [left, cuts]: [string, number[]] = ['', []]
+  let due = 0
+  const { ask, asked } = await pipelined(t, (socket, path) => {
+    left += path.includes('no') ? plainAnswer('no', '404 Not Found') : plainAnswer(`of ${path}${'z'.repeat(path.length % 5)}`)
+    if (--due > 0) return
+    // All were asked for before the first was answered: they waited for nothing.
+    const at = [0, ...cuts.map(cut => cut % left.length).toSorted((one, other) => one - other), left.length]
+    const pieces = at.slice(1).map((end, index) => left.slice(at[index], end))
+    left = ''
+    const next = (): void => {
+      const piece = pieces.shift()
+      if (piece !== undefined) socket.write(piece, 'latin1', () => { setImmediate(next) })
+    }
+    next()
+  }, 1)
+  await fc.assert(fc.asyncProperty(fc.array(fc.stringMatching(/^(?:no)?[a-m]{0,9}$/), { minLength: 1, maxLength: 16 }), fc.array(fc.nat(), { maxLength: 6 }), async (paths, at) => {
+    cuts = at
+    due = paths.length
+    const answers = await Promise.all(paths.map(path => ask(`/${path}`).then(({ body }) => body, (error: Error) => error.message)))
+    return answers.every((answer, index) => answer === (paths[index]!.includes('no') ? 'refused with 404' : `of /${paths[index]}${'z'.repeat((paths[index]!.length + 1) % 5)}`))
+  }), { numRuns: 100 })
+  t.equal(asked.length, 1, 'on one connection')
+})
+
+await t.test('short answers: what ends one does not end the others', async t => {
+  const silent = await pipelined(t, () => undefined)
+  const many = Array.from({ length: 100 }, (_, at) => silent.ask(`/${at}`).catch((error: unknown) => error))
+  await until('64 having been asked for', () => silent.asked.flat().length >= 64)
+  t.strictSame(silent.asked.map(({ length }) => length), [16, 16, 16, 16], 'no more than the other side takes of one at once, on four connections')
+  silent.pool.destroy()
+  t.match(await Promise.all(many.slice(0, 64)), Array.from({ length: 64 }, () => ({ code: 'unreachable' })), 'cut, with all that were under way')
+  await until('the others having been asked', () => silent.asked.flat().length === 100)
+  silent.pool.destroy()
+  await Promise.all(many)
+
+  let [first, other]: [Socket | undefined, Socket | undefined] = [undefined, undefined]
+  const leaving = await pipelined(t, (socket, path, connection) => {
+    if (connection === 0) first = socket
+    else other = socket
+    if (path === '/2') first!.write(plainAnswer('0'))
+  }, 1)
+  const over = new AbortController()
+  const [zero, one, two] = [leaving.ask('/0'), leaving.ask('/1', over.signal).catch((error: unknown) => error), leaving.ask('/2')]
+  t.equal((await zero).body, '0')
+  over.abort(new Error('not wanted any more'))
+  t.match(await one, { message: 'not wanted any more' }, 'at once')
+  first!.write(plainAnswer('1') + plainAnswer('2'))
+  t.equal((await two).body, '2', 'what came for the one that was given up is not told to the next')
+  t.equal(other, undefined)
+
+  const long = new AbortController()
+  const huge = await pipelined(t, (socket, path, connection) => {
+    if (path === '/b' && connection === 0) socket.write(`${plainAnswer('0')}HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\nx`)
+    else if (path === '/b') socket.write(plainAnswer('b'))
+  }, 1)
+  const asks = [huge.ask('/0'), huge.ask('/a', long.signal).catch((error: unknown) => error), huge.ask('/b')]
+  await asks[0]
+  long.abort(new Error('not wanted any more'))
+  t.match(await Promise.all(asks), [{ body: '0' }, { message: 'not wanted any more' }, { body: 'b' }], 'one that is long is not read to its end: those behind it are asked again')
+  t.strictSame(huge.asked, [['/0', '/a', '/b'], ['/b']])
+})
+
+await t.test('short answers: a connection that ends is no failure of what it had not begun to answer, where it was of use', async t => {
+  const steps = await pipelined(t, (socket, path, connection) => {
+    // Three on each connection, then it goes; the third is the last that it reads.
+    if (steps.asked[connection]!.length > 3) return
+    socket.write(plainAnswer(path))
+    if (steps.asked[connection]!.length === 3) socket.end()
+  }, 1)
+  const paths = Array.from({ length: 12 }, (_, at) => `/${at}`)
+  t.strictSame((await Promise.all(paths.map(path => steps.ask(path)))).map(({ body }) => body), paths)
+  t.equal(steps.asked.length, 4)
+  const half = await pipelined(t, socket => { socket.end('HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab') })
+  t.match(await Promise.all([half.ask('/a'), half.ask('/b')].map(asking => asking.catch((error: unknown) => error))), [{ code: 'unreachable' }, { code: 'unreachable' }], 'one that was of no use is not asked again')
+  const lying = await pipelined(t, (socket, path) => { socket.write(path === '/lie' ? 'HTTP/1.1 200 OK\r\n\r\n' : plainAnswer(path)) }, 1)
+  const lied = await Promise.all(['/a', '/lie', '/b'].map(path => lying.ask(path).then(({ body }) => body, (error: { code: string }) => error.code)))
+  t.strictSame(lied, ['/a', 'verification', '/b'])
+  const closing = await pipelined(t, (socket, path) => { socket.write(path === '/last' ? `HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx` : plainAnswer(path)) }, 1)
+  t.strictSame((await Promise.all(['/a', '/last', '/b'].map(path => closing.ask(path)))).map(({ body }) => body), ['/a', 'x', '/b'], 'nothing is expected behind the last')
+  t.strictSame(closing.asked.map(paths => paths.at(-1)), ['/b', '/b'])
 })
 
 await t.test('one source: small files in one request, large ones leaf by leaf', async t => {

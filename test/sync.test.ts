@@ -172,7 +172,7 @@ await t.test('what was asked of a peer that hangs, wherever it does, ends when n
   await Promise.all(HANGS.map(async ([what, at, answer]) => {
     const { source, isStopped } = await stoppingPeer(t, at, answer)
     const questions: ReadonlyArray<readonly [name: string, ask: (signal: AbortSignal) => Promise<unknown>]> = [
-      ['the first leaf', signal => askFirst(source, id, signal)],
+      ['the first leaf', signal => askFirst(source, id, undefined, signal)],
       ['the list', signal => askLeaves(source, id, Infinity, signal)],
       ['a range, in turn', signal => askRange(source, id, file.length, 0, LEAF_BYTES, { signal, onConnection: () => undefined, onBytes: () => false })],
       ['the list, in turn', signal => askLeaves(source, id, Infinity, signal)],

@@ -5,6 +5,7 @@ import { databaseName, parseJson } from '../core/shape.js'
 import { giverOf, type Giver } from '../files/giver.js'
 import { checkLeaves, EMPTY_ID, HASH_BYTES, LEAF_BYTES, leafCount } from '../files/content-id.js'
 import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
+import { SMALL_MOST } from '../files/small-work.js'
 import type { AnswerHead, ByteConnection, Exchange } from './byte-connection.js'
 import type { BytePool } from './byte-pool.js'
 
@@ -42,9 +43,9 @@ export async function askLeaves (source: Source, id: ContentId, most: number, si
   return { size, leaves }
 }
 
-/** The first leaf of a file whose size is not known, and the size that the source tells with it. One answer is so the
+/** The first leaf of a file, of `wanted` bytes where that is known, and the size that the source tells with it. One answer is so the
  * whole of a file of one leaf. Throws `not-found`, `verification`, `unreachable`. */
-export async function askFirst (source: Source, id: ContentId, signal: AbortSignal): Promise<{ size: number, bytes: Buffer }> {
+export async function askFirst (source: Source, id: ContentId, wanted: number | undefined, signal: AbortSignal): Promise<{ size: number, bytes: Buffer }> {
   const { device } = source
   let size = 0
   // No range of the empty file can be satisfied (RFC 9110 section 14.1.2), and only one ID is empty.
@@ -52,7 +53,7 @@ export async function askFirst (source: Source, id: ContentId, signal: AbortSign
     size = sizeIn(head) ?? NaN
     if (!Number.isSafeInteger(size) || head.length !== Math.min(size, LEAF_BYTES)) throw new PatchcordError('verification', `device ${device} answers no range of ${id}`)
     return head.length
-  })
+  }, (wanted ?? Infinity) <= SMALL_MOST)
   return { size, bytes }
 }
 
@@ -83,13 +84,13 @@ function sizeIn ({ status, headers }: AnswerHead): number | undefined {
   return text !== undefined && Number.isSafeInteger(size) ? size : undefined
 }
 
-/** The whole body of an answer. `expect` reads its head and says how many bytes there are, before anything is allocated. */
-async function askWhole (source: Source, path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal, expect: (head: AnswerHead) => number): Promise<Buffer> {
+/** The whole body of an answer, behind which others wait on the same connection where it `isShort`. `expect` reads its head and says how many bytes there are, before anything is allocated. */
+async function askWhole (source: Source, path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal, expect: (head: AnswerHead) => number, isShort = false): Promise<Buffer> {
   const { device } = source
   let body: Buffer = Buffer.alloc(0)
   let at = 0
   await source.bytes.get({
-    path: pathFor(source, path), headers, signal,
+    path: pathFor(source, path), headers, signal, isShort,
     onHead: head => {
       refuse(source, head)
       const length = expect(head)

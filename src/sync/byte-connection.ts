@@ -1,6 +1,7 @@
 import type { Socket } from 'node:net'
 import { BadAnswer, bodyLength, HeadParser, isWholeHead, readHead } from '../core/answer-head.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
+import { flushSoon, type Writer } from '../core/writes.js'
 import { ACCOUNT_HEADER, FILE_SIZE_HEADER } from '../files/serve.js'
 
 /** Of net.Socket: bytes come into the memory that `buffer` names, which is asked for once before the first and again after each
@@ -29,6 +30,20 @@ export interface Exchange {
   readonly place?: () => Buffer | undefined
   /** Told how many bytes were put there; says what `onBytes` says. */
   readonly onPlaced?: (count: number) => boolean
+  /** The answer is short, and `onBytes` takes whatever comes: the next request need not wait for its end. */
+  readonly isShort?: boolean
+}
+
+/** A request that has not ended. */
+interface Asked {
+  readonly exchange: Exchange
+  readonly resolve: (isAnswered: boolean) => void
+  readonly reject: (error: unknown) => void
+  /** Whether anything of its answer has come. */
+  isAnswered: boolean
+  /** Nobody is told of what comes. */
+  isOver: boolean
+  refusal: unknown
 }
 
 const READ_BYTES = 65_536
@@ -41,10 +56,11 @@ const MOST_REFUSAL_BYTES = 65_536
 
 /**
  * One connection to a peer, on which one GET follows the other (RFC 9112): the way that the bytes of files come in. No stream,
- * no buffer for each record of TLS, nothing to collect: for 1 GiB, half of what `http.request` costs (docs/performance.md). It
+ * no buffer for each record of TLS, nothing to collect: for 1 GiB, half of what `http.request` costs (docs/performance.md). Requests for
+ * short answers do not wait for each other (RFC 9112 section 9.3.2): those of one moment go out in one write. It
  * takes what a patchcord server sends and nothing else: HTTP/1.1 with Content-Length.
  */
-export class ByteConnection {
+export class ByteConnection implements Writer {
   readonly #host: string
   readonly #who: string
   #socket!: Socket
@@ -57,11 +73,12 @@ export class ByteConnection {
   #isBody = false
   #isKept = true
   #failure: Error | undefined
-  #refusal: unknown
-  #current: { readonly exchange: Exchange, readonly resolve: () => void, readonly reject: (error: unknown) => void } | undefined
-  /** Whether anything of the answer to the newest request has come. */
-  #isAnswered = false
-  #count = 0
+  /** In the order of their answers. */
+  readonly #asked: Asked[] = []
+  /** Requests that were not written yet. */
+  #unsent = ''
+  /** Whether a request was answered whole. */
+  #wasOfUse = false
 
   private constructor (host: string, who: string) {
     this.#host = host
@@ -80,32 +97,40 @@ export class ByteConnection {
     return connection
   }
 
-  /** Whether another request may follow. */
-  get isUsable (): boolean { return this.#isKept && !this.#socket.destroyed && this.#current === undefined }
-  /** Whether it failed as one that the other side had closed meanwhile does: nothing of the newest request was answered. */
-  get wasStale (): boolean { return this.#count > 1 && !this.#isAnswered }
+  /** Whether nothing runs on it and another request may follow. */
+  get isUsable (): boolean { return this.isOpen && this.#asked.length === 0 }
+  /** Whether requests may follow those that run. */
+  get isOpen (): boolean { return this.#isKept && !this.#socket.destroyed }
 
-  /** Asks for `path` and resolves when the whole body has come. Fails after `silentMs` on which no byte came. Throws what `onHead` throws,
-   * `unreachable`, or the signal's reason; the connection is then of no use, unless it was a short refusal. */
-  async get (exchange: Exchange, silentMs: number): Promise<void> {
+  /** Asks for `path` and resolves when the whole body has come: true. False where the connection, which had been of use, ended before anything
+   * came, as one does that the other side had closed meanwhile: then it may be asked again on another. Fails after `silentMs` on which no byte came. Throws
+   * what `onHead` throws, `unreachable`, or the signal's reason. */
+  async get (exchange: Exchange, silentMs: number): Promise<boolean> {
     const { signal, path, headers = {} } = exchange
     signal.throwIfAborted()
-    const aborted = (): void => { this.#destroy(signal.reason as Error) }
+    let asked: Asked | undefined
+    const aborted = (): void => { if (asked !== undefined) this.#abandon(asked) }
     signal.addEventListener('abort', aborted)
     this.#socket.ref()
     this.#socket.resume()
     this.#socket.setTimeout(silentMs)
     try {
-      await new Promise<void>((resolve, reject) => {
-        this.#current = { exchange, resolve, reject }
-        this.#isAnswered = false
-        this.#count += 1
+      return await new Promise<boolean>((resolve, reject) => {
+        asked = { exchange, resolve, reject, isAnswered: false, isOver: false, refusal: undefined }
+        this.#asked.push(asked)
         if (this.#socket.destroyed) return this.#over()
-        this.#socket.write(`GET ${path} HTTP/1.1\r\nHost: ${this.#host}\r\n${Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`).join('')}\r\n`)
+        if (this.#unsent === '') flushSoon(this)
+        this.#unsent += `GET ${path} HTTP/1.1\r\nHost: ${this.#host}\r\n${Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`).join('')}\r\n`
       })
     } finally {
       signal.removeEventListener('abort', aborted)
     }
+  }
+
+  flush (): void {
+    const unsent = this.#unsent
+    this.#unsent = ''
+    if (unsent !== '' && !this.#socket.destroyed) this.#socket.write(unsent, 'latin1')
   }
 
   /** Reads on. */
@@ -129,53 +154,81 @@ export class ByteConnection {
     this.#over()
   }
 
-  #over (): void {
-    const error = this.#failure
-    const reason = error instanceof PatchcordError || this.#current?.exchange.signal.aborted === true ? error : new PatchcordError('unreachable', `${this.#who} went away${error === undefined ? '' : `: ${messageOf(error)}`}`, { cause: error })
-    this.#settle(this.#refusal ?? reason)
+  /** Of a short answer what still comes is read and forgotten, so that those behind it come; any other costs the connection. */
+  #abandon (asked: Asked): void {
+    const reason = asked.exchange.signal.reason as Error
+    const isLong = asked === this.#asked[0] && this.#isBody && this.#left > MOST_REFUSAL_BYTES
+    if (asked.exchange.isShort !== true || this.#asked.length === 1 || isLong) {
+      this.#destroy(reason)
+      return
+    }
+    asked.isOver = true
+    asked.refusal = reason
+    asked.reject(reason)
   }
 
-  #settle (error?: unknown): void {
-    const current = this.#current
-    this.#current = undefined
-    this.#isBody = false
-    this.#refusal = undefined
-    if (error === undefined) current?.resolve()
-    else current?.reject(error)
+  #over (): void {
+    const error = this.#failure
+    const reason = error instanceof PatchcordError ? error : new PatchcordError('unreachable', `${this.#who} went away${error === undefined ? '' : `: ${messageOf(error)}`}`, { cause: error })
+    this.#unsent = ''
+    for (const asked of this.#asked.splice(0)) {
+      const { signal } = asked.exchange
+      if (signal.aborted) asked.reject(signal.reason)
+      else if (this.#wasOfUse && !asked.isAnswered) asked.resolve(false)
+      else asked.reject(asked.refusal ?? reason)
+    }
   }
 
   /** Asked for after each piece, whatever became of it: once a request is over nothing more comes to a place of its. */
   #next (): Buffer {
-    const place = this.#isBody && this.#refusal === undefined && !this.#socket.destroyed ? this.#current?.exchange.place?.() : undefined
+    const asked = this.#asked[0]
+    const place = this.#isBody && asked?.refusal === undefined && !this.#socket.destroyed ? asked?.exchange.place?.() : undefined
     this.#place = place !== undefined && place.length > this.#left ? place.subarray(0, this.#left) : place
     return this.#place ?? this.#own
   }
 
   #came (count: number): boolean {
-    if (this.#current === undefined || this.#socket.destroyed) {
-      // Nothing was asked.
-      if (this.#current === undefined) this.#destroy(new Error('it spoke unasked'))
-      return false
-    }
-    this.#isAnswered = true
+    if (this.#socket.destroyed) return false
     if (this.#place !== undefined) {
       this.#left -= count
-      return this.#went(this.#current.exchange.onPlaced?.(count) !== false)
+      const goesOn = this.#asked[0]?.exchange.onPlaced?.(count) !== false
+      if (this.#left === 0) this.#ended()
+      return goesOn
     }
-    const piece = this.#own.subarray(0, count)
-    if (this.#isBody) return this.#body(piece)
-    const before = this.#head.length
-    const head = this.#headIn(count)
-    if (head === undefined) return !this.#socket.destroyed
-    const end = this.#head.length - before
-    this.#head = ''
-    return this.#answered(head) && this.#body(piece.subarray(end))
+    let goesOn = true
+    for (let at = 0; at < count;) {
+      const asked = this.#asked[0]
+      if (asked === undefined) {
+        this.#destroy(new Error('it spoke unasked'))
+        return false
+      }
+      asked.isAnswered = true
+      if (!this.#isBody) {
+        const before = this.#head.length
+        const head = this.#headIn(at, count)
+        if (head === undefined) return !this.#socket.destroyed
+        at += this.#head.length - before
+        this.#head = ''
+        if (!this.#answered(asked, head)) return false
+      }
+      const length = Math.min(this.#left, count - at)
+      if (length < count - at && this.#asked.length === 1) {
+        this.#destroy(new PatchcordError('verification', `${this.#who} sends more than it said`))
+        return false
+      }
+      this.#left -= length
+      if (length > 0 && asked.refusal === undefined) goesOn = asked.exchange.onBytes(this.#own.subarray(at, at + length))
+      at += length
+      if (this.#socket.destroyed) return false
+      if (this.#left === 0) this.#ended()
+    }
+    return goesOn
   }
 
   /** The head of the answer, once it is whole; undefined where it is not, and where it is none that is taken: then the connection is destroyed. */
-  #headIn (count: number): AnswerHead | undefined {
+  #headIn (at: number, count: number): AnswerHead | undefined {
     try {
-      this.#head = readHead(this.#head, this.#own, 0, count)
+      this.#head = readHead(this.#head, this.#own, at, count)
       if (!isWholeHead(this.#head)) return undefined
       const head = HEADS.parse(this.#head)
       const { status, headers } = head
@@ -192,32 +245,29 @@ export class ByteConnection {
   }
 
   /** Whether the body may come. */
-  #answered (head: AnswerHead): boolean {
+  #answered (asked: Asked, head: AnswerHead): boolean {
     this.#isBody = true
     try {
-      this.#current?.exchange.onHead(head)
+      if (asked.isOver) throw asked.refusal
+      asked.exchange.onHead(head)
     } catch (error) {
+      asked.refusal = error
       if (this.#left > MOST_REFUSAL_BYTES) {
         this.#destroy(error as Error)
         return false
       }
-      this.#refusal = error
     }
     return true
   }
 
-  #body (piece: Buffer): boolean {
-    if (piece.length > this.#left) {
-      this.#destroy(new PatchcordError('verification', `${this.#who} sends more than it said`))
-      return false
-    }
-    this.#left -= piece.length
-    return this.#went(piece.length === 0 || this.#refusal !== undefined || this.#current?.exchange.onBytes(piece) !== false)
-  }
-
-  /** Ends the request where that was all of it; passes on whether to go on. */
-  #went (goesOn: boolean): boolean {
-    if (this.#left === 0 && this.#current !== undefined && !this.#socket.destroyed) this.#settle(this.#refusal)
-    return goesOn
+  /** All of the first answer has come. */
+  #ended (): void {
+    if (this.#socket.destroyed) return
+    const asked = this.#asked.shift()
+    this.#isBody = false
+    this.#wasOfUse = true
+    if (asked?.refusal === undefined) asked?.resolve(true)
+    else asked.reject(asked.refusal)
+    if (!this.#isKept && this.#asked.length > 0) this.#destroy(new Error('it closes'))
   }
 }

@@ -7,14 +7,50 @@ import { ByteConnection, type Exchange, type OnRead } from './byte-connection.js
 const REST_MS = 50_000
 const SILENT_MS = 30_000
 
+/** Connections that requests for short answers share, and how many such requests there are on one at a time. The other side is so never without one,
+ * and reads and answers many in one go. It takes 64 at once of each of its whitelist entries. */
+const SHARED = 4
+const SHORT_AT_ONCE = 16
+
+/** A connection that requests for short answers share for as long as there are any. */
+class Shared {
+  readonly opening: Promise<ByteConnection>
+  /** Resolves when nobody uses it any more. */
+  readonly over: Promise<void>
+  /** Once it is open. */
+  connection: ByteConnection | undefined
+  users = 0
+  failed!: (error: unknown) => void
+  end!: () => void
+  #resolve!: (connection: ByteConnection) => void
+
+  constructor () {
+    this.opening = new Promise((resolve, reject) => {
+      this.#resolve = resolve
+      this.failed = reject
+    })
+    // Those who wait for it are told.
+    this.opening.catch(() => undefined)
+    this.over = new Promise(resolve => { this.end = resolve })
+  }
+
+  opened (connection: ByteConnection): void {
+    this.connection = connection
+    this.#resolve(connection)
+  }
+}
+
 /** Connections to one peer for the bytes of files, at most `most` at once. */
 export class BytePool {
   readonly #dial: (onread: OnRead, signal: AbortSignal) => Promise<Socket>
   readonly #host: string
   readonly #who: string
   readonly #turns: Turns
+  readonly #short: Turns
+  readonly #sharing: number
+  readonly #shared = new Set<Shared>()
   readonly #idle: ByteConnection[] = []
-  #busy = new Set<ByteConnection>()
+  readonly #busy = new Set<ByteConnection>()
   #cut = new AbortController()
 
   /** `dial` makes a connection that proved to be the peer's, and gives up when its signal aborts. */
@@ -23,34 +59,88 @@ export class BytePool {
     this.#host = host
     this.#who = who
     this.#turns = new Turns(most)
+    this.#sharing = Math.min(most, SHARED)
+    this.#short = new Turns(this.#sharing * SHORT_AT_ONCE)
   }
 
-  /** Sends one request, when there is a connection for it. `start` is told of the connection before. Throws as `ByteConnection.get` does, and what
-   * the dialling says. */
+  /** Sends one request, when there is a connection for it. `start` is told of the connection before, which is the request's own unless its answer is
+   * short. Throws as `ByteConnection.get` does, and what the dialling says. */
   async get (exchange: Exchange, start: (connection: ByteConnection) => void = () => undefined): Promise<void> {
-    await this.#turns.run(() => this.#send(exchange, start), exchange.signal)
+    if (exchange.isShort === true) await this.#short.run(() => this.#sendShort(exchange), exchange.signal)
+    else await this.#turns.run(() => this.#send(exchange, start), exchange.signal)
   }
 
   async #send (exchange: Exchange, start: (connection: ByteConnection) => void): Promise<void> {
     const { signal } = exchange
+    const cuts = this.#cut.signal
     for (;;) {
       signal.throwIfAborted()
       const connection = this.#rested() ?? await this.#open(signal)
       this.#busy.add(connection)
       start(connection)
       try {
-        return await connection.get(exchange, SILENT_MS)
-      } catch (error) {
-        if (!connection.wasStale || signal.aborted || this.#cut.signal.aborted) throw error
+        if (await connection.get(exchange, SILENT_MS)) return
       } finally {
-        this.#busy.delete(connection)
-        if (connection.isUsable) {
-          connection.rest(REST_MS)
-          this.#idle.push(connection)
-        } else {
-          connection.destroy()
+        this.#rest(connection)
+      }
+      cuts.throwIfAborted()
+    }
+  }
+
+  async #sendShort (exchange: Exchange): Promise<void> {
+    const { signal } = exchange
+    const cuts = this.#cut.signal
+    for (;;) {
+      signal.throwIfAborted()
+      const shared = this.#leastUsed()
+      shared.users += 1
+      try {
+        const connection = shared.connection ?? await within(shared.opening, signal)
+        if (await connection.get(exchange, SILENT_MS)) return
+      } finally {
+        shared.users -= 1
+        if (shared.connection?.isOpen === false) this.#shared.delete(shared)
+        if (shared.users === 0) {
+          this.#shared.delete(shared)
+          shared.end()
         }
       }
+      cuts.throwIfAborted()
+    }
+  }
+
+  /** Of two that have nothing to do, the older; a new one only where all have something to do. */
+  #leastUsed (): Shared {
+    let least: Shared | undefined
+    for (const shared of this.#shared) if (least === undefined || shared.users < least.users) least = shared
+    return least === undefined || (least.users > 0 && this.#shared.size < this.#sharing) ? this.#share() : least
+  }
+
+  #share (): Shared {
+    const shared = new Shared()
+    this.#shared.add(shared)
+    const cuts = this.#cut.signal
+    this.#turns.run(async () => {
+      const connection = this.#rested() ?? await this.#open(cuts)
+      this.#busy.add(connection)
+      shared.opened(connection)
+      await shared.over
+      this.#rest(connection)
+    }, cuts).catch((error: unknown) => {
+      this.#shared.delete(shared)
+      shared.failed(error)
+    })
+    return shared
+  }
+
+  /** Keeps a connection that nobody uses any more, if it is of further use. */
+  #rest (connection: ByteConnection): void {
+    this.#busy.delete(connection)
+    if (connection.isUsable) {
+      connection.rest(REST_MS)
+      this.#idle.push(connection)
+    } else {
+      connection.destroy()
     }
   }
 
@@ -86,4 +176,14 @@ export class BytePool {
       }, reject).finally(() => { for (const one of [signal, cuts]) one.removeEventListener('abort', end) })
     })
   }
+}
+
+/** Does as `promise` does, or rejects with the signal's reason where that aborts before. */
+async function within<Result> (promise: Promise<Result>, signal: AbortSignal): Promise<Result> {
+  signal.throwIfAborted()
+  return await new Promise((resolve, reject) => {
+    const aborted = (): void => { reject(signal.reason as Error) }
+    signal.addEventListener('abort', aborted, { once: true })
+    promise.then(resolve, reject).finally(() => { signal.removeEventListener('abort', aborted) })
+  })
 }

@@ -257,7 +257,7 @@ class Download {
     let first: Buffer | undefined
     try {
       if (wanted === undefined || wanted <= LEAF_BYTES) {
-        const { size, bytes } = await askFirst(source, id, signal)
+        const { size, bytes } = await askFirst(source, id, wanted, signal)
         check(size)
         if (size <= LEAF_BYTES) {
           // The ID of a file of one leaf is the hash of that leaf: nothing else need be asked.
