@@ -22,6 +22,8 @@ export interface Answering {
   write (chunk: string, encoding: 'latin1'): boolean
   end (chunk?: Uint8Array): unknown
   end (chunk: string, encoding: 'latin1'): unknown
+  /** The next answer may be written: this one has ended, and little of it waits for the system. Where it is left out, only once the system took it whole. */
+  readonly mayBeFollowed?: boolean
   /** Ends the connection, whatever is on its way. */
   destroy (): unknown
   once (event: AnswerEvent, listener: () => void): unknown

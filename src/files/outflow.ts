@@ -1,20 +1,21 @@
-import type { ServerResponse } from 'node:http'
+import { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
+import type { Answering } from '../core/answering.js'
 import type { Clock, Timer } from '../core/clock.js'
 
 /** How an answer ended: all of it handed to the system; the client went away; no byte moved for `stallMs`; the file
  * lost bytes, or its disk failed, under the transfer. In all but the first the connection is gone. */
 export type Ending = 'whole' | 'gone' | 'stalled' | 'cut'
 
-/** The body of one response on its way out: which buffers are still held by the stack below, how much has
+/** The body of one answer, which is not a small one, on its way out: which buffers are still held by the stack below, how much has
  * left, and whether anything still moves. It destroys the connection where nothing moved for `stallMs`. */
 export class Outflow {
-  readonly #response: ServerResponse
+  readonly #response: Answering
   readonly #stallMs: number
   readonly #clock: Clock
   readonly #held = new Set<number>()
   /** Where pieces are written to. */
-  #way: Writable
+  #way: Pick<Writable, 'write'>
   #bytes = 0
   #ending: Ending | undefined
   #wake: (() => void) | undefined
@@ -22,19 +23,19 @@ export class Outflow {
   /** What was last seen of the progress, and when. */
   #seen = { bytes: -1, queued: -1, at: 0 }
 
-  constructor (response: ServerResponse, stallMs: number, clock: Clock) {
+  constructor (response: Answering, stallMs: number, clock: Clock) {
     this.#response = response
-    this.#way = response
+    this.#way = response as unknown as Writable
     this.#stallMs = stallMs
     this.#clock = clock
     // The listeners stay: a response is used once, and an error that comes late must find one.
     response.on('close', () => { this.#finish('gone') })
-    response.on('error', () => { this.#finish('gone') })
     response.on('finish', () => { this.#finish('whole') })
-    if (response.closed || response.destroyed) {
+    if (response instanceof ServerResponse) response.on('error', () => { this.#finish('gone') })
+    if (response.destroyed) {
       this.#finish('gone')
     } else {
-      if (response.socket === null) this.#queue()
+      if (response instanceof ServerResponse && response.socket === null) this.#queue(response)
       this.#watch()
     }
   }
@@ -59,7 +60,7 @@ export class Outflow {
   sendHead (): void {
     if (this.#ending !== undefined || this.#response.socket === null) return
     this.#response.flushHeaders()
-    this.#way = this.#response.socket
+    this.#way = this.#response.socket as Writable
   }
 
   /** Hands `chunk` down. Its memory belongs to the stack until `isFree(slot)`. */
@@ -80,14 +81,6 @@ export class Outflow {
     return this.#ending
   }
 
-  /** Sends a small body, with the head of the answer in one write, and resolves as `end` does. */
-  async endWith (body: Buffer): Promise<Ending> {
-    if (this.#ending === undefined) this.#response.end(body.toString('latin1'), 'latin1')
-    while (this.#ending === undefined) await this.#change()
-    if (this.#ending === 'whole') this.#bytes += body.length
-    return this.#ending
-  }
-
   /** Destroys the connection: the body cannot be completed. */
   cut (): Ending {
     this.#finish('cut')
@@ -97,13 +90,13 @@ export class Outflow {
 
   /** A response that waits behind another on its connection has no socket yet, and Node tells it nothing
    * when the connection ends: it would wait for ever. */
-  #queue (): void {
-    const { socket } = this.#response.req
+  #queue (response: ServerResponse): void {
+    const { socket } = response.req
     const gone = (): void => { this.#finish('gone') }
     // As many as a client may pipeline; the limit of requests in flight is the server's.
     socket.setMaxListeners(0)
     socket.once('close', gone)
-    this.#response.once('socket', () => { socket.off('close', gone) })
+    response.once('socket', () => { socket.off('close', gone) })
     if (socket.destroyed) gone()
   }
 

@@ -1,5 +1,5 @@
 import { read } from 'node:fs'
-import type { ServerResponse } from 'node:http'
+import type { Answering } from '../core/answering.js'
 import { systemClock, type Clock } from '../core/clock.js'
 import { PatchcordError } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
@@ -36,18 +36,29 @@ export const FILE_SIZE_HEADER = 'Patchcord-File-Size'
  * that knows no accounts would answer for any reason it has. */
 export const ACCOUNT_HEADER = 'Patchcord-Database'
 
-/** Answers the request and resolves when the answer has ended, however it ended (`ending` says). Throws
+/** Answers the request and resolves when the answer has ended, however it ended (`ending` says); a small one once it was handed down whole,
+ * so that the next may be answered while it waits to be written. Throws
  * `not-found` where the file is not there, and `unreadable` where the system refuses it, both before any
  * header is set; after that it does not throw. Every handle is closed when it resolves. */
-export async function serveFile (reader: FileReader, request: FileRequest, response: ServerResponse, limits: { readonly stallMs: number }, clock: Clock = systemClock): Promise<Served> {
+export async function serveFile (reader: FileReader, request: FileRequest, response: Answering, limits: { readonly stallMs: number }, clock: Clock = systemClock): Promise<Served> {
   const body = await bodyOf(reader, request)
   if (body === undefined) throw new PatchcordError('not-found', `there is no file ${request.id} here`)
   try {
     const { status, headers, start, length } = plan(request, body)
+    const isSmall = length <= SMALL_BYTES || request.method === 'HEAD'
+    const bytes = isSmall ? await readSmall(body, start, request.method === 'HEAD' ? 0 : length) : undefined
     response.writeHead(status, headers)
+    if (bytes !== undefined) {
+      // As text, which Node writes with the head in one piece.
+      response.end(bytes.toString('latin1'), 'latin1')
+      return { status, bytes: bytes.length, ending: 'whole' }
+    }
+    if (isSmall) {
+      response.destroy()
+      return { status, bytes: 0, ending: 'cut' }
+    }
     const outflow = new Outflow(response, limits.stallMs, clock)
-    if (body.whole !== undefined && request.method === 'GET') return { status, ending: await outflow.endWith(body.whole.subarray(start, start + length)), bytes: outflow.bytes }
-    const ending = await send(body, reader.buffers, start, request.method === 'HEAD' ? 0 : length, outflow)
+    const ending = await send(body, reader.buffers, start, length, outflow)
     return { status, bytes: outflow.bytes, ending }
   } finally {
     await body.close()
@@ -130,7 +141,6 @@ function plan ({ id, method, headers: asked, account }: FileRequest, { size, ext
 /** Two buffers in turn: while one is being written the other is being read into; where many transfers run, one.
  * Backpressure is the wait for a buffer's write to be done, so a slow client holds two buffers and no more. */
 async function send (body: Body, buffers: Buffers, start: number, length: number, outflow: Outflow): Promise<Ending> {
-  if (length <= SMALL_BYTES) return await sendSmall(body, start, length, outflow)
   const held: Array<Buffer | undefined> = []
   buffers.begin()
   try {
@@ -167,17 +177,14 @@ async function send (body: Body, buffers: Buffers, start: number, length: number
   }
 }
 
-/** One piece in a buffer of its own, so that a thousand small files hold no large ones, and with the head of the answer in the same record. */
-async function sendSmall (body: Body, start: number, length: number, outflow: Outflow): Promise<Ending> {
+/** A piece in a buffer of its own, so that a thousand small files hold no large ones; undefined where the disk no longer has it. */
+async function readSmall (body: Body, start: number, length: number): Promise<Buffer | undefined> {
+  if (body.whole !== undefined) return body.whole.subarray(start, start + length)
+  const buffer = Buffer.allocUnsafe(length)
   try {
-    const buffer = Buffer.allocUnsafe(length)
-    if (length > 0) {
-      if (await readFully(body, buffer, length, start) < length) return outflow.cut()
-      outflow.write(0, buffer)
-    }
-    return await outflow.end()
+    return await readFully(body, buffer, length, start) < length ? undefined : buffer
   } catch {
-    return outflow.cut()
+    return undefined
   }
 }
 

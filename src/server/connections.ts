@@ -20,12 +20,14 @@ export interface Connection {
   endsAt: number
   /** Set by a refusal that ends the connection: nothing that was pipelined behind it is looked at. */
   refused: boolean
-  /** What was allowed and has not ended: what is pipelined behind it waits. */
-  running: Running | undefined
-  /** The end of the newest request: what is pipelined waits for it. */
+  /** What was allowed, and whose answer the system has not taken whole. */
+  readonly running: Set<Running>
+  /** When the next request may be answered: what is pipelined waits for it. */
   last: Promise<void>
   /** How many requests were taken in and have not ended. */
   waiting: number
+  /** Told when none is left. */
+  onRest: (() => void) | undefined
 }
 
 /** A request that was allowed and has not ended. It is decided again on every update. */
@@ -58,7 +60,7 @@ export class Connections implements Iterable<Connection> {
     const usage = this.#usageOf(entry)
     if (usage.connections >= this.#limits.connectionsPerEntry) return undefined
     usage.connections += 1
-    const connection: Connection = { id: this.#nextId++, socket, transport, leaf, entry, isRenewal: now > endsAt, endsAt, refused: false, running: undefined, last: Promise.resolve(), waiting: 0 }
+    const connection: Connection = { id: this.#nextId++, socket, transport, leaf, entry, isRenewal: now > endsAt, endsAt, refused: false, running: new Set(), last: Promise.resolve(), waiting: 0, onRest: undefined }
     this.#all.add(connection)
     socket.once('close', () => {
       this.#all.delete(connection)

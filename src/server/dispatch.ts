@@ -13,7 +13,7 @@ import { decide, needsFacts, type Decision } from '../policy/decide.js'
 import type { Principal } from '../policy/principal.js'
 import { route, type Action, type FileAction } from '../policy/route.js'
 import { answerError, endsConnection, failureOf } from './answers.js'
-import type { Connection, Connections, Counted } from './connections.js'
+import type { Connection, Connections, Counted, Running } from './connections.js'
 import { Answered } from './counts.js'
 import { Permit } from './permit.js'
 import { lentUntil, type ServerState } from './state.js'
@@ -99,8 +99,8 @@ export class Dispatch {
     // Whose certificate ended meanwhile comes in again for its renewal.
     if (this.#options.clock.now() > principal.endsAt && !connection.isRenewal) return false
     connection.endsAt = principal.endsAt
-    const { running } = connection
-    return running === undefined || this.#decide(principal, running.action, running.records).allowed
+    for (const { action, records } of connection.running) if (!this.#decide(principal, action, records).allowed) return false
+    return true
   }
 
   /** With the loans of this moment: one that was withdrawn or has ended counts for nothing that runs. */
@@ -110,15 +110,18 @@ export class Dispatch {
     return decide(principal, action, clock.now(), facts)
   }
 
+  /** Resolves when the next one on the connection may be answered. */
   async #serve (connection: Connection, asked: Asked): Promise<void> {
     const { response } = asked
-    try {
-      // Without a socket it cannot be answered: the answer before it ended the connection.
-      if (connection.refused || response.destroyed || response.socket === null) response.destroy()
-      else await this.#serveInTurn(connection, asked)
-    } finally {
-      connection.waiting -= 1
-    }
+    // Without a socket it cannot be answered: the answer before it ended the connection.
+    if (!connection.refused && !response.destroyed && response.socket !== null) return await this.#serveInTurn(connection, asked)
+    response.destroy()
+    this.#ended(connection)
+  }
+
+  #ended (connection: Connection): void {
+    connection.waiting -= 1
+    if (connection.waiting === 0) connection.onRest?.()
   }
 
   async #serveInTurn (connection: Connection, asked: Asked): Promise<void> {
@@ -127,6 +130,7 @@ export class Dispatch {
     const line: LogLine = { connection: connection.id, device: connection.leaf.deviceId, action: undefined, decision: 'none', status: 0, bytes: 0, ms: 0 }
     const started = clock.monotonic()
     const held: Counted[] = []
+    let running: Running | undefined
     let refusable: { readonly time: Promise<void>, cancel (): void } | undefined
     try {
       const request = this.#canonical(asked, line)
@@ -154,7 +158,8 @@ export class Dispatch {
       // A device that pulls many databases at once asks each with a small one.
       if (request.body !== undefined && (request.body.length ?? Infinity) > limits.smallBodyBytes) this.#hold(connection, 'bodies', held)
       asked.askForBody?.()
-      connection.running = { action, records }
+      running = { action, records }
+      connection.running.add(running)
       const outcome = await handle(permit, request, asked)
       line.status = outcome.status
       line.bytes = outcome.bytes
@@ -167,10 +172,16 @@ export class Dispatch {
       line.bytes = this.#fail(connection, asked, error, line)
     }
     if (message?.complete === false && !isRead(message) && !response.destroyed) await discard(message, response, limits, clock)
-    if (!response.writableFinished && !response.destroyed) await sent(response, limits, clock)
-    line.ms = Math.round((clock.monotonic() - started) * 10) / 10
-    this.answered.add(line.status, line.bytes)
-    logger.info(line, 'request')
+    const ended = (): void => {
+      if (running !== undefined) connection.running.delete(running)
+      line.ms = Math.round((clock.monotonic() - started) * 10) / 10
+      this.answered.add(line.status, line.bytes)
+      logger.info(line, 'request')
+      this.#ended(connection)
+    }
+    if (response.writableFinished || response.destroyed) return ended()
+    const ending = sent(response, limits, clock).then(ended)
+    if (response.mayBeFollowed !== true) await ending
   }
 
   #canonical (asked: Asked, line: LogLine): CanonicalRequest {
@@ -209,9 +220,8 @@ export class Dispatch {
     held.push(what)
   }
 
-  /** What was allowed has ended. */
+  /** What was allowed was answered. */
   #release (connection: Connection, held: readonly Counted[]): void {
-    connection.running = undefined
     for (const what of held) this.#options.connections.give(connection.entry, what)
   }
 

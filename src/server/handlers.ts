@@ -1,4 +1,3 @@
-import { ServerResponse } from 'node:http'
 import type { Clock } from '../core/clock.js'
 import { sendCouchJson } from '../core/couch-answers.js'
 import { PatchcordError } from '../core/errors.js'
@@ -66,7 +65,6 @@ export class Handlers {
       case 'file': {
         if (files === undefined) throw new PatchcordError('not-found', 'missing')
         if (action.part === 'records') return { status: 200, bytes: answerJson(response, { databases: await files.records(action.id) }) }
-        if (!(response instanceof ServerResponse)) throw new PatchcordError('internal', 'a file on the plain lane')
         const method = request.method === 'HEAD' ? 'HEAD' : 'GET'
         const served = await serveFile(files, { id: action.id, part: action.part, method, headers: request.headers, account: action.account }, response, limits, clock)
         if (served.ending === 'cut') logger.error({ id: action.id, part: action.part, bytes: served.bytes }, 'a file of the store ended before its size, or its disk failed; the transfer was cut. `patchcord verify` tells what is damaged')

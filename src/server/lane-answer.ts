@@ -1,10 +1,10 @@
 import { STATUS_CODES } from 'node:http'
 import type { TLSSocket } from 'node:tls'
 import type { AnswerEvent, Answering } from '../core/answering.js'
-import { flushSoon, type Writer } from '../core/writes.js'
+import type { LaneOutput } from './lane-output.js'
 
-/** RFC 9110 sections 5.6.2 and 5.5: what may stand in a header line; of names, the small letters, which all have here. */
-const NAMES = /^[!#$%&'*+\-.^_`|~0-9a-z]*$/
+/** RFC 9110 sections 5.6.2 and 5.5: what may stand in a header line. */
+const NAMES = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]*$/
 const VALUES = /^[\t\x20-\x7e\x80-\xff]*$/
 /** What is larger is not copied once more to be written with the end. */
 const LARGE = 16_384
@@ -13,32 +13,33 @@ const LARGE = 16_384
  * One answer on the plain lane, framed as Node's ServerResponse frames it: by a length where one was given, else in chunks. Head and
  * body go out in one write where they come together.
  */
-export class LaneAnswer implements Answering, Writer {
+export class LaneAnswer implements Answering {
   statusCode = 200
   shouldKeepAlive = true
   headersSent = false
   writableFinished = false
-  /** Nothing more will be written: the next answer may follow, though the system may not have taken all of this one. */
-  isEnded = false
   readonly req: { readonly method: string }
   readonly socket: TLSSocket
+  readonly #output: LaneOutput
+  #isEnded = false
   readonly #keepAliveSeconds: number
   #hasNoBody: boolean
   #isChunked = false
   /** A head that was not written yet. */
   #head = ''
-  /** The end of the answer, for as long as it waits to be written. */
-  #last: string | undefined
   readonly #listeners: Array<{ readonly event: AnswerEvent, readonly listener: () => void, readonly isOnce: boolean }> = []
 
-  constructor (socket: TLSSocket, method: string, idleMs: number) {
-    this.socket = socket
+  constructor (output: LaneOutput, method: string, idleMs: number) {
+    this.#output = output
+    this.socket = output.socket
+    output.begin(this)
     this.req = { method }
     this.#keepAliveSeconds = Math.floor(idleMs / 1000)
     this.#hasNoBody = method === 'HEAD'
   }
 
   get destroyed (): boolean { return this.socket.destroyed }
+  get mayBeFollowed (): boolean { return this.#isEnded && this.shouldKeepAlive && this.#output.mayBeFollowed }
 
   writeHead (status: number, headers: Readonly<Record<string, string | number>>): void {
     this.statusCode = status
@@ -51,8 +52,8 @@ export class LaneAnswer implements Answering, Writer {
     let values = ''
     for (const name in headers) {
       const value = headers[name]!
-      if (name === 'date') hasDate = true
-      else if (name === 'content-length') hasLength = true
+      if (name.length === 4 && name.toLowerCase() === 'date') hasDate = true
+      else if (name.length === 14 && name.toLowerCase() === 'content-length') hasLength = true
       names += name
       values += value
       text += `${name}: ${value}\r\n`
@@ -67,16 +68,16 @@ export class LaneAnswer implements Answering, Writer {
     this.#head = `${text}\r\n`
   }
 
-  flushHeaders (): void { this.#write(this.#takeHead()) }
+  flushHeaders (): void { this.#output.write(this.#takeHead()) }
 
   write (chunk: Uint8Array | string): boolean {
     if (this.#hasNoBody || chunk.length === 0) return true
-    if (typeof chunk === 'string') return this.#write(this.#takeHead() + this.#framed(chunk))
+    if (typeof chunk === 'string') return this.#output.write(this.#takeHead() + this.#framed(chunk))
     const { socket } = this
     socket.cork()
-    this.#write(this.#takeHead() + (this.#isChunked ? `${chunk.length.toString(16)}\r\n` : ''))
-    const takesMore = socket.writable && socket.write(chunk)
-    if (this.#isChunked) this.#write('\r\n')
+    this.#output.write(this.#takeHead() + (this.#isChunked ? `${chunk.length.toString(16)}\r\n` : ''))
+    const takesMore = this.#output.write(chunk)
+    if (this.#isChunked) this.#output.write('\r\n')
     socket.uncork()
     return takesMore
   }
@@ -86,18 +87,10 @@ export class LaneAnswer implements Answering, Writer {
       this.write(chunk)
       chunk = ''
     }
-    const text = typeof chunk === 'string' ? chunk : Buffer.from(chunk).toString('latin1')
+    const text = typeof chunk === 'string' ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.length).toString('latin1')
     const last = this.#takeHead() + (this.#hasNoBody || text === '' ? '' : this.#framed(text))
-    this.#last = this.#isChunked ? `${last}0\r\n\r\n` : last
-    this.isEnded = true
-    flushSoon(this)
-  }
-
-  flush (): void {
-    const last = this.#last
-    if (last === undefined) return
-    this.#last = undefined
-    if (this.socket.writable) this.socket.write(last, 'latin1', error => { if (error === null || error === undefined) this.#finished() })
+    this.#isEnded = true
+    this.#output.end(this, this.#isChunked ? `${last}0\r\n\r\n` : last)
   }
 
   destroy (): void { this.socket.destroy() }
@@ -110,7 +103,7 @@ export class LaneAnswer implements Answering, Writer {
     if (at !== -1) this.#listeners.splice(at, 1)
   }
 
-  /** Tells its listeners: of `close` and `drain`, which are the connection's, the lane knows. */
+  /** Tells its listeners: of `close` and `drain`, which are the connection's, its output knows. */
   tell (event: AnswerEvent): void {
     for (const { event: of, listener, isOnce } of [...this.#listeners]) {
       if (of !== event) continue
@@ -119,7 +112,8 @@ export class LaneAnswer implements Answering, Writer {
     }
   }
 
-  #finished (): void {
+  /** The system took all of it. */
+  finished (): void {
     this.writableFinished = true
     this.tell('finish')
     if (!this.shouldKeepAlive) this.socket.destroySoon()
@@ -133,12 +127,6 @@ export class LaneAnswer implements Answering, Writer {
     const head = this.#head
     this.#head = ''
     return head
-  }
-
-  /** What comes after the client has hung up goes nowhere: the end of the connection is told by itself. */
-  #write (text: string): boolean {
-    if (text === '') return true
-    return this.socket.writable && this.socket.write(text, 'latin1')
   }
 }
 

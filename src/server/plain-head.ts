@@ -4,12 +4,15 @@ import { KnownHeaders, type RawHead } from '../policy/canonical.js'
 //
 //   (GET | HEAD) SP /visible-ASCII SP HTTP/1.1 CRLF
 //   token: visible-ASCII words with one space between them CRLF      any number of times
-//   CRLF                                                             and nothing behind it
+//   CRLF                                                             and behind it nothing, or another such head
 //
 // It is no parser of HTTP. What it takes has one reading, which is Node's too (lane.test holds it to that);
 // everything else, however valid, it leaves to Node's parser. It takes no head behind which anything may follow as a
-// body, so that it frames nothing: there is nothing to smuggle in what ends where it was read.
+// body: each ends at its empty line, and there is nothing to smuggle in between.
 
+/** What TLS gives at once (RFC 8446 section 5.1). */
+const MOST_BYTES = 16_384
+const HEAD_END = '\r\n\r\n'
 const REQUEST_LINE = /^(GET|HEAD) (\/[!-"$-[\]-~]*) HTTP\/1\.1\r\n/
 const HEADER_LINE = /([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ([!-~]+(?: [!-~]+)*)\r\n/y
 /** A body, another protocol, or another way to go on. `Proxy-Connection` is the same to Node as `Connection`. */
@@ -32,11 +35,23 @@ export class PlainHeads {
     this.#most = limits
   }
 
-  /** The head that `bytes` are, if they are exactly one of the plainest form, and undefined for everything else. The same
+  /** The heads that `bytes` are, if they are nothing but such of the plainest form, and undefined for everything else. The same
    * header lines as before come with the same `known`. */
-  recognise (bytes: Buffer): RawHead | undefined {
-    if (bytes.length > this.#most.headBytes) return undefined
+  recognise (bytes: Buffer): readonly RawHead[] | undefined {
+    if (bytes.length === 0 || bytes.length > MOST_BYTES) return undefined
     const text = bytes.toString('latin1')
+    const heads: RawHead[] = []
+    for (let at = 0; at < text.length;) {
+      const end = text.indexOf(HEAD_END, at) + HEAD_END.length
+      const head = end < HEAD_END.length || end - at > this.#most.headBytes ? undefined : this.#one(text.slice(at, end))
+      if (head === undefined) return undefined
+      heads.push(head)
+      at = end
+    }
+    return heads
+  }
+
+  #one (text: string): RawHead | undefined {
     const line = REQUEST_LINE.exec(text)
     if (line === null) return undefined
     const lines = text.slice(line[0].length)

@@ -161,7 +161,7 @@ class Server implements PatchcordServer {
     const closed = this.#listener.close()
     const deadline = this.#clock.monotonic() + DRAIN_MS
     const all = [...this.#connections]
-    const busy = all.filter(({ running }) => running !== undefined && !isFeed(running.action))
+    const busy = all.filter(({ running }) => [...running].some(({ action }) => !isFeed(action)))
     await this.#connections.end(all.filter(connection => !busy.includes(connection)))
     await Promise.all(busy.map(connection => settle(connection, deadline - this.#clock.monotonic(), this.#clock)))
     await this.#connections.end([...this.#connections])
@@ -268,7 +268,7 @@ class Server implements PatchcordServer {
     const connection = this.#bySocket.get(socket)
     const code = systemCode(error)
     this.#logger.debug({ connection: connection?.id, error: code }, 'not HTTP')
-    if (connection !== undefined && connection.running === undefined && !connection.refused && socket.writable) {
+    if (connection !== undefined && connection.running.size === 0 && !connection.refused && socket.writable) {
       socket.write(`HTTP/1.1 ${code === 'HPE_HEADER_OVERFLOW' ? '431 Request Header Fields Too Large' : code === 'ERR_HTTP_REQUEST_TIMEOUT' ? '408 Request Timeout' : '400 Bad Request'}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`)
     }
     if (connection !== undefined) connection.refused = true
@@ -292,9 +292,10 @@ function checkIdentity (identity: { key: string, certificates: string }): { key:
 function settle (connection: Connection, delay: number, clock: Clock): Promise<void> {
   return new Promise(resolve => {
     const timer = clock.after(Math.max(0, delay), resolve)
-    void connection.last.then(() => {
+    connection.onRest = () => {
       timer.cancel()
       resolve()
-    })
+    }
+    if (connection.waiting === 0) connection.onRest()
   })
 }
