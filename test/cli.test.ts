@@ -60,6 +60,14 @@ await t.test('without a service, commands say so and exit with 4', async t => {
   t.match(answer(run), { event: 'failed', code: 'stopped', hint: /patchcord up/ })
 })
 
+await t.test('up ends where its home cannot be made, also where the system denies that the parent is there', { skip: process.platform !== 'linux' && 'NOT TESTED: it takes /proc' }, async t => {
+  for (const home of ['/proc/no-such-folder', '/proc/no-such-folder/below']) {
+    const run = await patchcord(['up', '--no-discovery', '--home', home])
+    t.equal(run.code, 1)
+    t.match(run.stderr, /\/proc\/no-such-folder cannot be made: the system takes no new folder in \/proc\n {2}hint: choose another folder/)
+  }
+})
+
 await t.test('up refuses what it cannot trust or use, and leaves nothing running', async t => {
   const busy = createTcpServer().listen({ host: '::1', port: 0 })
   t.teardown(() => busy.close())

@@ -1,13 +1,13 @@
 import { EventEmitter } from 'node:events'
-import { mkdir } from 'node:fs/promises'
 import { formatAddress, hostOf, reachableAddresses, type Address } from '../core/address.js'
 import { systemClock, type Clock } from '../core/clock.js'
-import { fileError, messageOf, PatchcordError } from '../core/errors.js'
+import { messageOf, PatchcordError } from '../core/errors.js'
 import type { Home } from '../core/home.js'
 import type { DatabaseName, DeviceId } from '../core/ids.js'
 import { Resources } from '../core/lifecycle.js'
 import type { Limits } from '../core/limits.js'
 import { LogTail, type Logger, type LogLevel } from '../core/log.js'
+import { makeFolders } from '../core/make-folders.js'
 import type { ListenInfo, Status } from '../control/operations.js'
 import { ControlServer } from '../control/server.js'
 import { checkSocketPath } from '../control/socket-path.js'
@@ -204,7 +204,7 @@ export class Agent {
     const resources = new Resources()
     try {
       checkSocketPath(home.socket)
-      await mkdir(home.root, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, home.root) })
+      await makeFolders(home.root, 0o700)
       const lock = await takeLock(home.lock)
       resources.add(() => lock.release())
       const { from, to } = await migrate(home.root)

@@ -2,8 +2,9 @@ import { randomBytes } from 'node:crypto'
 import { constants } from 'node:fs'
 import { access, chmod, copyFile, link, mkdir, open, rename, stat, unlink } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
-import { syncFile, syncFolder } from '../core/durable-file.js'
+import { syncFile } from '../core/durable-file.js'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
+import { makeFolders } from '../core/make-folders.js'
 import { numbered } from '../core/safe-name.js'
 import { NO_LINK } from '../files/asides.js'
 
@@ -95,23 +96,8 @@ export async function makeFolder (path: string): Promise<void> {
 }
 
 /** Makes a folder, and those above it, where they are missing, durably, and sees that something can be put into it. Throws
- * `unreadable` and the like, naming the path. Step by step: Node's own `recursive` never ends where the system says that the parent
- * of what is made is missing though it is there (/proc, an automount). */
+ * `unreadable` and the like, naming the path. */
 export async function prepareFolder (path: string): Promise<void> {
-  try {
-    await makeMissing(path)
-    await access(path, constants.W_OK | constants.X_OK)
-  } catch (error) {
-    throw fileError(error, path)
-  }
-}
-
-async function makeMissing (path: string): Promise<void> {
-  const status = await stat(path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw error })
-  if (status?.isDirectory() === false) throw new PatchcordError('unreadable', `${path} is not a folder`, { hint: 'choose another folder' })
-  if (status !== undefined) return
-  if (dirname(path) !== path) await makeMissing(dirname(path))
-  await mkdir(path).catch(async (error: unknown) => { if (systemCode(error) !== 'EEXIST' || !(await stat(path)).isDirectory()) throw error })
-  // One that may be written to and not read cannot be synced by us.
-  await syncFolder(dirname(path)).catch((error: unknown) => { if (systemCode(error) !== 'EACCES') throw error })
+  await makeFolders(path)
+  await access(path, constants.W_OK | constants.X_OK).catch((error: unknown) => { throw fileError(error, path) })
 }

@@ -1,13 +1,14 @@
 import { execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync } from 'node:fs'
-import { mkdir, mkdtemp, rm, unlink, writeFile } from 'node:fs/promises'
+import { mkdtemp, rm, unlink, writeFile } from 'node:fs/promises'
 import { tmpdir, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
 import { systemClock } from '../core/clock.js'
 import { writeDurably } from '../core/durable-file.js'
 import { messageOf, PatchcordError, systemCode } from '../core/errors.js'
+import { makeFolders } from '../core/make-folders.js'
 import { firewallRules } from '../machine/check-firewall.js'
 import { examine, type ServiceFacts } from '../machine/doctor.js'
 import { findInstallation, profilesFor } from '../machine/installation.js'
@@ -67,11 +68,11 @@ export async function serviceInstall ({ output, io, home }: Context, { dryRun = 
     return
   }
   if (verified.ok === false) throw new PatchcordError('internal', `systemd takes the unit for faulty: ${verified.problem}`)
-  await mkdir(dirname(path), { recursive: true })
+  await makeFolders(dirname(path))
   await writeDurably(path, text, 0o644)
   output.line(`wrote ${path}`)
   // Folders that the unit may write to have to be there when it starts.
-  await mkdir(home.root, { recursive: true, mode: 0o700 })
+  await makeFolders(home.root, 0o700)
   await systemctl('daemon-reload')
   await systemctl('enable', UNIT_NAME)
   // `restart` takes in a unit that was written anew.

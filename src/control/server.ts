@@ -1,9 +1,10 @@
 import { once } from 'node:events'
-import { chmod, mkdir, unlink } from 'node:fs/promises'
+import { chmod, unlink } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { dirname } from 'node:path'
 import { ERRORS, PatchcordError, systemCode } from '../core/errors.js'
 import type { Logger } from '../core/log.js'
+import { makeFolders } from '../core/make-folders.js'
 import type { Operation, OperationTable } from './operations.js'
 import { checkSocketPath } from './socket-path.js'
 
@@ -36,7 +37,7 @@ export class ControlServer {
 
   /** The caller holds the lock of the home folder, so a socket that is there was left behind. */
   async listen (): Promise<void> {
-    await mkdir(dirname(this.path), { recursive: true, mode: 0o700 })
+    await makeFolders(dirname(this.path), 0o700)
     await unlink(this.path).catch((error: unknown) => { if (systemCode(error) !== 'ENOENT') throw error })
     this.#http.listen(this.path)
     await once(this.#http, 'listening')

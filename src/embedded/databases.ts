@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto'
-import { chmod, mkdir, readdir, rename, rm } from 'node:fs/promises'
+import { chmod, readdir, rename, rm } from 'node:fs/promises'
 import { join, resolve } from 'node:path'
 import { syncFolder } from '../core/durable-file.js'
 import { PatchcordError } from '../core/errors.js'
 import { isDatabaseName, type DatabaseName } from '../core/ids.js'
+import { makeFolders } from '../core/make-folders.js'
 import { Store } from './store.js'
 
 // One LevelDB folder per database, named as the database with "/" written as ".": both are one byte, so
@@ -33,7 +34,7 @@ export class Databases {
   /** Takes the folder, making it (0700) where there is none, and clears away what a crash left half made. */
   static async take (dir: string): Promise<Databases> {
     const path = resolve(dir)
-    await mkdir(path, { recursive: true, mode: 0o700 })
+    await makeFolders(path, 0o700)
     await chmod(path, 0o700)
     const names = new Set<DatabaseName>()
     for (const entry of await readdir(path, { withFileTypes: true })) {

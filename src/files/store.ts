@@ -1,9 +1,10 @@
-import { mkdir, open, rename, statfs } from 'node:fs/promises'
+import { open, rename, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
 import { syncFolder } from '../core/durable-file.js'
 import { fileError, PatchcordError } from '../core/errors.js'
 import { isContentId, type ContentId, type DatabaseName } from '../core/ids.js'
+import { makeFolders } from '../core/make-folders.js'
 import { Turns } from '../core/turns.js'
 import { eachWithin } from '../core/within.js'
 import { addAll, type AddAllOptions, type Added, type AddOptions } from './add-all.js'
@@ -91,9 +92,7 @@ export class FileStore {
    * they are missing, removes temporaries that an earlier process left, and reads again what it had not made durable. Throws `usage`, `unreadable`. */
   static async open (root: string, options: FileReaderOptions = {}): Promise<FileStore> {
     const store = new FileStore(checkRoot(root), options)
-    for (const folder of [store.root, store.#partial]) {
-      await mkdir(folder, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, folder) })
-    }
+    for (const folder of [store.root, store.#partial]) await makeFolders(folder, 0o700)
     await removeLeftovers(store.#partial, name => !PARTIAL.test(name))
     for (const shard of await shardsIn(store.root)) await removeLeftovers(join(store.root, shard), name => name.startsWith('.') && name.endsWith('.tmp'))
     await store.#recover()
@@ -342,7 +341,7 @@ export class FileStore {
     return await this.#perFile.run(id, async () => {
       if (!await this.has(id)) throw new PatchcordError('not-found', `there is no file ${id} here`)
       const folder = join(dirname(this.root), 'quarantine')
-      await mkdir(folder, { recursive: true, mode: 0o700 })
+      await makeFolders(folder, 0o700)
       const to = join(folder, id)
       await this.#forget(id)
       await rename(pathOf(this.root, id), to).catch((error: unknown) => { throw fileError(error, to) })

@@ -5,6 +5,7 @@ import { systemClock, type Clock } from '../core/clock.js'
 import { readPrivate, syncFolder, writeDurably } from '../core/durable-file.js'
 import { fileError, messageOf, PatchcordError, systemCode } from '../core/errors.js'
 import type { DeviceId, UserId } from '../core/ids.js'
+import { makeFolders } from '../core/make-folders.js'
 import { readAuthority } from './authority.js'
 import { formatBundle, formatIssue, formatRequest, parseIssue, parseRequest } from './bundle.js'
 import { createUserCa, issueDevice, issueServer } from './certificates.js'
@@ -82,7 +83,8 @@ export class Keystore {
    * left is finished or made again. Throws `already-exists` where an identity is there, and `bad-state`
    * where there are folders of one that nothing points to. */
   static async create (dir: string, clock: Clock = systemClock, { alongside }: CreateOptions = {}): Promise<Keystore> {
-    await mkdir(dir, { recursive: true, mode: 0o700 }).catch((error: unknown) => { throw fileError(error, dir) })
+    await makeFolders(dir, 0o700)
+    // An earlier run may have made it and not come to that.
     await syncFolder(dirname(dir))
     await checkFolder(dir)
     if (await currentNumber(dir) !== undefined) throw new PatchcordError('already-exists', `${dir} holds an identity`)
