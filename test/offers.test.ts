@@ -78,6 +78,8 @@ await t.test('landing: names of any length; folders are made, or what is in the 
   await t.rejects(giveFreeName(part, taken, noLink), { code: 'EEXIST' })
   await giveFreeName(part, free, noLink)
   t.strictSame([readFileSync(taken, 'utf8'), readFileSync(free, 'utf8'), existsSync(part)], ['mine', 'new', false])
+  await t.rejects(giveFreeName(part, join(home, 'to/empty'), noLink), { code: 'ENOENT' }, 'what has no file to give')
+  t.notOk(existsSync(join(home, 'to/empty')), 'leaves no empty one')
 })
 
 await t.test('what landed is on the disk: each file, and each folder with a name of it', async t => {

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
-import { constants } from 'node:fs'
-import { access, chmod, copyFile, link, mkdir, open, rename, stat, unlink } from 'node:fs/promises'
+import { constants, type Stats } from 'node:fs'
+import { access, chmod, copyFile, link, lstat, mkdir, open, rename, stat, unlink } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { syncFile } from '../core/durable-file.js'
 import { fileError, PatchcordError, systemCode } from '../core/errors.js'
@@ -46,11 +46,28 @@ export async function giveFreeName (temporary: string, to: string, linkTo: (from
   } catch (error) {
     if (!NO_LINK.has(systemCode(error) ?? '')) throw error
     // Without links an empty file takes the name first, and is then replaced.
-    await (await open(to, 'wx')).close()
-    await rename(temporary, to)
+    const { dev, ino } = await makeEmpty(to)
+    try {
+      await rename(temporary, to)
+    } catch (error) {
+      // It alone: what came there meanwhile is somebody's.
+      const there = await lstat(to).catch(() => undefined)
+      if (there?.dev === dev && there.ino === ino && there.size === 0) await unlink(to).catch(() => { /* the first error is the one to tell */ })
+      throw error
+    }
     return
   }
   await unlink(temporary)
+}
+
+/** Makes an empty file where there is none, and tells what it is. */
+async function makeEmpty (path: string): Promise<Stats> {
+  const handle = await open(path, 'wx')
+  try {
+    return await handle.stat()
+  } finally {
+    await handle.close()
+  }
 }
 
 const WATCH_MS = 250
