@@ -976,6 +976,27 @@ void t.test('downloads: only right leaves are written', async t => {
   t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [[], []])
 })
 
+void t.test('downloads: what is left of one is dropped, or gone on with, never both', async t => {
+  const home = t.testdir({})
+  const store = await FileStore.open(join(home, 'files'))
+  const size = 2 * LEAF_BYTES
+  const leaves = leavesOf(pattern(size))
+  const id = contentIdOf(leaves)
+  const begin = (): Promise<PartialFile> => PartialFile.create(store, { id, size, leaves })
+  await (await begin()).suspend()
+  const dropping = store.dropPartial(id)
+  await raises(t, 'already-exists', begin)
+  t.equal(await dropping, true)
+  t.strictSame(readdirSync(join(home, 'partial')), [])
+  const partial = await begin()
+  t.equal(await store.dropPartial(id), false, 'it runs')
+  await partial.suspend()
+  const resuming = PartialFile.resume(store, id)
+  t.equal(await store.dropPartial(id), false)
+  await (await resuming)?.suspend()
+  t.strictSame([await store.partials(), await store.dropPartial(id), await store.dropPartial(id)], [[id], true, false])
+})
+
 void t.test('a stored file that rots is told when it is read', async t => {
   const home = t.testdir({ a: 'abc' })
   const store = await FileStore.open(join(home, 'files'))

@@ -223,9 +223,14 @@ export class FileStore {
 
   /** Removes what is left of a download that nobody goes on with; whether there was anything. Not while it runs. */
   async dropPartial (id: ContentId): Promise<boolean> {
-    if (this.#fetching.has(id)) return false
-    await unlinkIfThere(join(this.#partial, `${id}.bitmap`))
-    return await unlinkIfThere(this.partialPath(id))
+    // A download that begins meanwhile would lose what it makes.
+    if (!this.claimPartial(id)) return false
+    try {
+      await unlinkIfThere(join(this.#partial, `${id}.bitmap`))
+      return await unlinkIfThere(this.partialPath(id))
+    } finally {
+      this.releasePartial(id)
+    }
   }
 
   /** Bytes that are free on its disk. */
