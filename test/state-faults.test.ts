@@ -15,7 +15,10 @@ import { parseContentId, type ContentId } from '../src/core/ids.js'
 import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
 import { perform } from '../src/files/small-turn.js'
 import type { SmallAsked, SmallDone, SmallWork } from '../src/files/small-work.js'
+import { Placement } from '../src/files/placement.js'
+import type { SmallFiles } from '../src/files/small-files.js'
 import { FileStore } from '../src/files/store.js'
+import { Unsettled } from '../src/files/unsettled.js'
 import { DownloadQueue } from '../src/sync/download-queue.js'
 import { Lab } from '../src/testing.js'
 import { readSettings, writeSettings, type Settings } from '../src/agent/settings.js'
@@ -111,6 +114,59 @@ await t.test('power loss while small files are taken in by turns: each is whole 
     t.notOk(stored.includes(false), where)
     t.strictSame(kept, isCounted ? ['one'] : [], where)
   })
+})
+
+await t.test('a file is said to be on the disk once its folder is, by name, and the folders of the store are', async t => {
+  const live = mkdtempSync(join(folder, 'named-'))
+  let root = join(live, 'a/b/files')
+  const made = await recordDisk(live, async () => { await (await FileStore.open(root)).close() })
+  const at = (events: Recording['events'], kind: string, path: string): number => events.findLastIndex(event => event.kind === kind && 'path' in event && event.path === path)
+  for (const [path, parent] of [['a', ''], ['a/b', 'a'], ['a/b/files', 'a/b'], ['a/b/partial', 'a/b']] as const) {
+    t.ok(at(made.events, 'mkdir', path) >= 0 && at(made.events, 'sync', parent) > at(made.events, 'mkdir', path), `${path} is in ${parent}`)
+  }
+
+  // As the threads for small files do it, and answer it, in an order of the test's.
+  const [one, two] = ['ab'.padEnd(52, 'a'), `${'ab'.padEnd(51, 'a')}q`] as const
+  const placed = async (note: string, run: (world: { place: (id: string, isLater: boolean) => Promise<boolean>, mark: (what: string) => void, answers: { ofOne?: Promise<unknown> }, placement: Placement, unsettled: Unsettled }) => Promise<void>): Promise<Recording['events']> => {
+    root = join(live, `${note}/files`)
+    mkdirSync(root, { recursive: true })
+    mkdirSync(join(live, note, 'partial'))
+    const unsettled = new Unsettled(join(live, note, 'partial/unsettled'))
+    const answers: { ofOne?: Promise<unknown> } = {}
+    const ask = (async (kind: 'place', asked: SmallWork['place']['asked']) => {
+      const { done } = await perform({ asked: [{ kind, ...asked }], bytes: Buffer.alloc(0) })
+      if (kind === 'place' && asked.to === join(root, 'ab', one.slice(2))) await answers.ofOne
+      return done[0]
+    }) as SmallFiles['ask']
+    const placement = new Placement(root, join(live, note, 'partial'), async () => false, { ask }, unsettled)
+    const place = async (id: string, isLater: boolean): Promise<boolean> => {
+      const temporary = join(live, note, 'partial', `${id}.tmp`)
+      writeFileSync(temporary, 'x')
+      return await placement.place({ id: parseContentId(id), size: 1, temporary, isSynced: !isLater }, isLater)
+    }
+    return (await recordDisk(join(live, note), mark => run({ place, mark, answers, placement, unsettled }))).events
+  }
+  const later = await placed('later', async ({ place, placement, unsettled }) => {
+    t.ok(await place(one, true))
+    await placement.flush()
+    t.strictSame([...unsettled.noted().keys()], [])
+  })
+  const isNamed = at(later, 'sync', 'files')
+  t.ok(isNamed > at(later, 'mkdir', 'files/ab') && isNamed < at(later, 'make', 'partial/unsettled'), 'lent: before it is noted no more')
+
+  const beside = await placed('beside', async ({ place, mark, answers }) => {
+    let answer = (): void => undefined
+    answers.ofOne = new Promise<void>(resolve => { answer = resolve })
+    // While this is placed, the others come to be the next group.
+    const before = place('cd'.padEnd(52, 'a'), false)
+    const first = place(one, false)
+    t.ok(await place(two, false), 'another has made the folder, and not said so yet')
+    mark('placed')
+    answer()
+    await Promise.all([before, first])
+  })
+  const waitedFor = beside.slice(0, beside.findIndex(event => event.kind === 'mark'))
+  t.ok(at(waitedFor, 'mkdir', 'files/ab') >= 0 && at(waitedFor, 'sync', 'files') > at(waitedFor, 'mkdir', 'files/ab'))
 })
 
 await t.test('power loss in the life of a device: each file of its state is one that was, never older than what was answered', async t => {

@@ -42,9 +42,11 @@ export class Placement {
   readonly #root: string
   readonly #partial: string
   readonly #isThere: (id: ContentId, size: number) => Promise<boolean>
-  readonly #small: SmallFiles
+  readonly #small: Pick<SmallFiles, 'ask'>
   readonly #unsettled: Unsettled
+  /** Shards whose names in the root no crash can lose, and those that are in use and may lose theirs. */
   readonly #shards = new Set<string>()
+  readonly #unnamed = new Set<string>()
   /** Folders with names that a crash may still lose. */
   readonly #unsynced = new Set<string>()
   /** Those of them that are being synced. */
@@ -52,7 +54,7 @@ export class Placement {
   #waiting: Waiting[] = []
   #isRunning = false
 
-  constructor (root: string, partial: string, isThere: (id: ContentId, size: number) => Promise<boolean>, small: SmallFiles, unsettled: Unsettled) {
+  constructor (root: string, partial: string, isThere: (id: ContentId, size: number) => Promise<boolean>, small: Pick<SmallFiles, 'ask'>, unsettled: Unsettled) {
     this.#root = root
     this.#partial = partial
     this.#isThere = isThere
@@ -73,7 +75,25 @@ export class Placement {
   /** Makes the names durable that were given for later and are not noted, or that one file's. Of many small files nearly each has a folder of its own:
    * synced with its file, a folder costs the disk as much as the file; at the end, when the journal has it all, next to nothing. */
   async settle (id?: ContentId): Promise<void> {
-    const isMeant = (folder: string): boolean => id === undefined || folder === this.#root || folder === shardOf(this.#root, id)
+    await this.#settleThose(folder => id === undefined || folder === this.#root || folder === shardOf(this.#root, id))
+  }
+
+  /** These shards are on the disk by name. */
+  named (shards: readonly string[]): void {
+    for (const shard of shards) {
+      this.#shards.add(shard)
+      this.#unnamed.delete(shard)
+    }
+  }
+
+  /** This shard is in use: whoever settles waits until it is on the disk by name, whoever made it. */
+  #use (shard: string): void {
+    if (this.#shards.has(shard)) return
+    this.#unnamed.add(shard)
+    this.#unsynced.add(this.#root)
+  }
+
+  async #settleThose (isMeant: (folder: string) => boolean): Promise<void> {
     for (const folder of [...this.#unsynced].filter(isMeant)) this.#syncNow(folder)
     // What another settles had its name before that began.
     const ended = await Promise.allSettled([...this.#syncing].filter(([folder]) => isMeant(folder)).map(([, syncing]) => syncing))
@@ -85,8 +105,10 @@ export class Placement {
     const syncing = (async () => {
       await before?.catch(() => undefined)
       if (!this.#unsynced.delete(folder)) return
+      const shards = folder === this.#root ? [...this.#unnamed] : []
       try {
         await this.#sync(folder)
+        this.named(shards)
       } catch (error) {
         this.#unsynced.add(folder)
         throw fileError(error, folder)
@@ -105,7 +127,10 @@ export class Placement {
       if (isThere) synced.set(one, file)
     })
     if (synced.size === 0) return
-    await eachWithin([...new Set([...synced.keys()].map(one => shardOf(this.#root, one)))], FLUSHED_AT_ONCE, () => 1, async shard => { await this.#sync(shard) })
+    const shards = new Set([...synced.keys()].map(one => shardOf(this.#root, one)))
+    for (const shard of shards) this.#use(shard)
+    await eachWithin([...shards], FLUSHED_AT_ONCE, () => 1, async shard => { await this.#sync(shard) })
+    await this.#settleThose(folder => folder === this.#root)
     await this.#unsettled.settled(synced)
   }
 
@@ -165,7 +190,9 @@ export class Placement {
       if (isNoted === true) await note
       const done = await this.#small.ask('place', { temporary, to: pathOf(this.#root, id), size })
       if (done === undefined) return await this.#commitEach([waiting])
-      if (done === 'in a new folder') this.#unsynced.add(this.#root)
+      // It was taken away, and is another.
+      if (done === 'in a new folder') this.#shards.delete(this.#shard(waiting))
+      this.#use(this.#shard(waiting))
       if (done !== 'there' && isNoted !== true) this.#unsynced.add(this.#shard(waiting))
       if (!isLater) await this.settle(id)
       if (!isLater && done === 'there') await this.flush(id)
@@ -248,7 +275,7 @@ export class Placement {
       await mkdir(shard, { mode: 0o700 }).catch((error: unknown) => { if (systemCode(error) !== 'EEXIST') throw error })
     }))
     await syncFolder(this.#root)
-    for (const shard of missing) this.#shards.add(shard)
+    this.named(missing)
   }
 
   /** Each folder once; a failure is for the files in it. */

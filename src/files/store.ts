@@ -94,7 +94,11 @@ export class FileStore {
     const store = new FileStore(checkRoot(root), options)
     for (const folder of [store.root, store.#partial]) await makeFolders(folder, 0o700)
     await removeLeftovers(store.#partial, name => !PARTIAL.test(name))
-    for (const shard of await shardsIn(store.root)) await removeLeftovers(join(store.root, shard), name => name.startsWith('.') && name.endsWith('.tmp'))
+    const shards = await shardsIn(store.root)
+    for (const shard of shards) await removeLeftovers(join(store.root, shard), name => name.startsWith('.') && name.endsWith('.tmp'))
+    // An earlier process may have made some, and not come to that.
+    await syncFolder(store.root).catch((error: unknown) => { throw fileError(error, store.root) })
+    store.#placement.named(shards.map(shard => join(store.root, shard)))
     await store.#recover()
     return store
   }
@@ -117,6 +121,7 @@ export class FileStore {
 
   /** Makes durable what was taken in for later; the note of it ends. Throws what the disk says. */
   async flush (): Promise<void> {
+    await this.#placement.settle()
     await this.#placement.flush()
   }
 
