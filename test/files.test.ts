@@ -891,10 +891,10 @@ void t.test('records: durable lines, concurrent changes, damage', async t => {
   // Many at once: what is recorded, even in the same moment, stays.
   await store.add(join(home, 'b'))
   await store.record(id, names[0] as never)
-  await store.removeUnrecorded([id, other, absent])
+  await store.removeUnrecorded([id, other, absent], () => false)
   t.strictSame([await store.has(id), await store.has(other)], [true, false])
   await store.add(join(home, 'b'))
-  const [recorded] = await Promise.all([store.record(other, names[0] as never).then(() => true, () => false), store.removeUnrecorded([other])])
+  const [recorded] = await Promise.all([store.record(other, names[0] as never).then(() => true, () => false), store.removeUnrecorded([other], () => false)])
   t.strictSame([await store.has(other), (await store.records(other)).length], recorded ? [true, 1] : [false, 0])
   await store.remove(other)
   await store.add(join(home, 'b'))

@@ -103,3 +103,45 @@ await t.test('get by name, verify, gc, add --move', async t => {
   t.match((await device.db('GET', `/notes/${added[0]}`)).value, { names: ['last.TXT'], contentType: 'text/plain' })
   await t.rejects(device.call('add', { paths: [join(folder, 'in', 'nothing')] }), { code: 'unreadable', message: `${join(folder, 'in', 'nothing')} does not exist` })
 })
+
+await t.test('gc --remove: what is lent, wanted or taken in at the last moment stays', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const device = await lab.device({ user: 'u1', name: 'laptop' })
+  const friend = await lab.device({ user: 'u2', name: 'friend' })
+  await lab.pair(device, friend)
+  const { store, offers, downloads } = device.agent
+  const folder = t.testdir({ loose: 'loose', other: 'other' })
+  const { id, size } = await store.add(join(folder, 'loose'))
+  const { id: other } = await store.add(join(folder, 'other'))
+  const records = store.records.bind(store)
+  const removeUnrecorded = store.removeUnrecorded.bind(store)
+  t.teardown(() => { Object.assign(store, { records, removeUnrecorded }) })
+  /** What comes up once the files are being removed that nothing referred to. */
+  const gcWhile = async (happens: () => Promise<void>): Promise<object> => {
+    let begun = false
+    store.removeUnrecorded = async (...args) => {
+      begun = true
+      return await removeUnrecorded(...args)
+    }
+    let happened: Promise<void> | undefined
+    store.records = async one => {
+      if (begun) await (happened ??= happens())
+      return await records(one)
+    }
+    return await device.call('gc', { remove: true })
+  }
+  t.match(await gcWhile(async () => { await offers.offer(friend.agent.keystore.identity.device, [{ path: ['loose'], size, id }]) }), { files: 1, bytes: 5, removed: true })
+  t.strictSame([await store.has(id), await store.has(other)], [true, false], 'what was lent')
+
+  await store.add(join(folder, 'other'))
+  const wanted = downloads.fetch(other, { sources: () => [], waitMs: 60_000 }).catch(() => undefined)
+  t.match(await gcWhile(async () => undefined), { files: 0, bytes: 0 })
+  t.ok(await store.has(other), 'what is being asked for')
+  await downloads.stop()
+  await wanted
+
+  await t.rejects(gcWhile(async () => { device.agent.importing += 1 }), { code: 'conflict' })
+  device.agent.importing = 0
+  t.ok(await store.has(other), 'what an import that began may find')
+})

@@ -8,6 +8,7 @@ import type { Agent } from './agent.js'
 import { readArguments } from './arguments.js'
 import { fileDocuments } from './file-names.js'
 import { ProgressMeter } from './local-progress.js'
+import type { Offers } from './offers.js'
 
 /** At most this share of the time is spent reading, so that what runs beside is not held up. */
 const SHARE = 0.5
@@ -66,24 +67,32 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
 
     gc: async (args, emit, signal) => {
       const { remove = false } = readArguments(v.strictObject({ remove: v.exactOptional(v.boolean()) }), args)
+      const isCalm = (): boolean => agent.importing === 0 && !agent.offers.isBusy
       const checkCalm = (): void => {
-        if (remove && (agent.importing > 0 || agent.offers.isBusy)) throw new PatchcordError('conflict', 'files are being added or received, and what they are for is not known yet', { hint: 'run it again when that has ended' })
+        if (remove && !isCalm()) throw new PatchcordError('conflict', 'files are being added or received, and what they are for is not known yet', { hint: 'run it again when that has ended' })
       }
       checkCalm()
-      const lent = (): ContentId[] => agent.offers.lent().flatMap(({ files }) => files)
+      const offered = offeredFiles(agent.offers)
       // Nothing is taken for unreferenced because a database could not be read: that throws.
-      const kept = new Set<ContentId>(lent())
-      for (const one of agent.offers.received) kept.add(one.list)
+      const kept = new Set(offered())
       const meter = new ProgressMeter({ clock: agent.clock, stage: 'searching', tell: emit })
       for (const database of await agent.couch.databases()) for await (const { id } of fileDocuments(agent.couch.client, database)) kept.add(id)
       let files = 0
       let bytes = 0
-      let batch: ContentId[] = []
+      let batch: Array<{ id: ContentId, size: number }> = []
+      // Looking took its time, and so does removing: what is taken in now may be one of these, and what was lent or asked for meanwhile is.
+      const isKept = (id: ContentId): boolean => !isCalm() || offered().has(id) || agent.downloads.isWanted(id)
       const clear = async (): Promise<void> => {
         // Looking took its time: what is taken in now may be one of these, and what was lent meanwhile is.
         checkCalm()
-        const lentNow = new Set(lent())
-        await store.removeUnrecorded(batch.filter(id => !lentNow.has(id)))
+        const removed = await store.removeUnrecorded(batch.map(({ id }) => id), isKept)
+        for (const { id, size } of batch) {
+          if (removed.has(id)) continue
+          files -= 1
+          bytes -= size
+        }
+        // It goes no further than what is being taken in.
+        if (removed.size < batch.length) checkCalm()
         batch = []
       }
       for await (const { id, size } of store.list()) {
@@ -94,7 +103,7 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
         files += 1
         bytes += size
         if (!remove) continue
-        batch.push(id)
+        batch.push({ id, size })
         if (batch.length < REMOVED) continue
         await clear()
       }
@@ -112,5 +121,21 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       }
       return { files, bytes, removed: remove }
     },
+  }
+}
+
+/** The files that are lent, and the lists of what is offered to this device: now, whenever it is asked. It is asked for each of many files, and
+ * works them out where the offers are others than before; what of them only ran out meanwhile is in it still. */
+function offeredFiles (offers: Offers): () => ReadonlySet<ContentId> {
+  let sent: Offers['sent'] | undefined
+  let received: Offers['received'] | undefined
+  let files = new Set<ContentId>()
+  return () => {
+    if (sent !== offers.sent || received !== offers.received) {
+      sent = offers.sent
+      received = offers.received
+      files = new Set([...offers.lent().flatMap(one => one.files), ...received.map(({ list }) => list)])
+    }
+    return files
   }
 }

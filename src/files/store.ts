@@ -328,19 +328,23 @@ export class FileStore {
     return was
   }
 
-  /** Removes those of many files that are recorded for no database; each folder is written to the disk once, at the end. Not
-   * durable where it throws. */
-  async removeUnrecorded (ids: readonly ContentId[]): Promise<void> {
-    const shards = new Set<string>()
-    const remove = async (id: ContentId): Promise<boolean> => (await this.records(id)).length === 0 && await this.#unlink(id)
+  /** Removes those of many files that are recorded for no database, but not what `isKept` says is to stay, which is asked just before each
+   * goes; which were removed. Each folder is written to the disk once, at the end. Not durable where it throws. */
+  async removeUnrecorded (ids: readonly ContentId[], isKept: (id: ContentId) => boolean): Promise<Set<ContentId>> {
+    const removed = new Set<ContentId>()
+    const remove = async (id: ContentId): Promise<boolean> => (await this.records(id)).length === 0 && await this.#unlink(id, isKept)
     for (let at = 0; at < ids.length; at += RECORDS_AT_ONCE) {
-      await Promise.all(ids.slice(at, at + RECORDS_AT_ONCE).map(async id => { if (await this.#perFile.run(id, () => remove(id))) shards.add(shardOf(this.root, id)) }))
+      await Promise.all(ids.slice(at, at + RECORDS_AT_ONCE).map(async id => { if (await this.#perFile.run(id, () => remove(id))) removed.add(id) }))
     }
-    for (const shard of shards) await syncFolder(shard)
+    for (const shard of new Set([...removed].map(id => shardOf(this.root, id)))) await syncFolder(shard)
+    return removed
   }
 
-  async #unlink (id: ContentId): Promise<boolean> {
-    await this.#forget(id)
+  async #unlink (id: ContentId, isKept: (id: ContentId) => boolean = () => false): Promise<boolean> {
+    await this.#records.forget(id)
+    // From here to the call of the system nothing else runs.
+    if (isKept(id)) return false
+    this.#unsettled.delete(id)
     const was = await unlinkIfThere(pathOf(this.root, id))
     return await unlinkIfThere(pathOf(this.root, id, '.leaves')) || was
   }
@@ -353,7 +357,8 @@ export class FileStore {
       const folder = join(dirname(this.root), 'quarantine')
       await makeFolders(folder, 0o700)
       const to = join(folder, id)
-      await this.#forget(id)
+      this.#unsettled.delete(id)
+      await this.#records.forget(id)
       await rename(pathOf(this.root, id), to).catch((error: unknown) => { throw fileError(error, to) })
       await unlinkIfThere(pathOf(this.root, id, '.leaves'))
       await syncFolder(shardOf(this.root, id))
@@ -367,12 +372,6 @@ export class FileStore {
     if (await plainSize(pathOf(this.root, id)) !== size) return false
     if (size <= LEAF_BYTES) return true
     return await plainSize(pathOf(this.root, id, '.leaves')) === leafCount(size) * HASH_BYTES
-  }
-
-  /** Before the file goes. */
-  async #forget (id: ContentId): Promise<void> {
-    this.#unsettled.delete(id)
-    await this.#records.forget(id)
   }
 }
 
