@@ -1008,6 +1008,34 @@ void t.test('a stored file that rots is told when it is read', async t => {
   t.strictSame(openUnder(home), [])
 })
 
+void t.test('what a crash left unsettled: a list that is torn is made of the bytes, and what is not right goes', async t => {
+  const home = t.testdir({})
+  const names = ['zeros', 'short', 'missing', 'damaged', 'damaged too']
+  const files: Array<{ id: ContentId, list: Buffer }> = []
+  const before = await FileStore.open(join(home, 'files'))
+  for (const [n, name] of names.entries()) writeFileSync(join(home, name), pattern(2 * LEAF_BYTES + n))
+  for await (const added of before.addAll(names.map(name => join(home, name)), { isLater: true })) {
+    if ('error' in added) throw added.error
+    files.push({ id: added.id, list: readFileSync(`${before.path(added.id)}.leaves`) })
+  }
+  const [zeros, short, missing, damaged, damagedToo] = files.map(({ id }) => before.path(id)) as [string, string, string, string, string]
+  for (const path of [zeros, short, missing, damaged, damagedToo]) for (const each of [path, `${path}.leaves`]) chmodSync(each, 0o600)
+  writeFileSync(`${zeros}.leaves`, Buffer.alloc(3 * 32))
+  truncateSync(`${short}.leaves`, 40)
+  unlinkSync(`${missing}.leaves`)
+  writeFileSync(damaged, Buffer.alloc(2 * LEAF_BYTES + 3))
+  writeFileSync(damagedToo, Buffer.alloc(2 * LEAF_BYTES + 4))
+  writeFileSync(`${damagedToo}.leaves`, Buffer.alloc(3 * 32))
+  await before.hashes.close()
+
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  t.strictSame(store.lost.toSorted(), files.slice(3).map(({ id }) => id).toSorted())
+  for (const { id, list } of files.slice(0, 3)) t.strictSame((await store.reader.leaves(id))?.leaves, list)
+  t.equal(statSync(join(home, 'partial/unsettled')).size, 0)
+  t.strictSame(openUnder(home), [])
+})
+
 void t.test('addAll: in order, errors of one file alone', async t => {
   const home = t.testdir({ tree: { b: '1', a: { z: '2', y: '3' }, 'a-': '4', same: '1' } })
   const tree = join(home, 'tree')

@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { chmodSync, existsSync, readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, readdirSync, readFileSync, truncateSync, unlinkSync, writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import t from 'tap'
 import { upkeepOperations } from '../src/agent/upkeep-operations.js'
@@ -76,17 +76,40 @@ await t.test('get by name, verify, gc, add --move', async t => {
   t.match(await device.call('gc', { remove: true }), { files: 1, removed: true })
   t.strictSame(readdirSync(join(dirname(device.home.files), 'partial')), [])
 
-  t.match(await device.call('verify', {}), { files: 3, damaged: 0 })
+  t.match(await device.call('verify', {}), { files: 3, damaged: 0, mended: 0 })
+
+  // A leaf list is made of the bytes again, where they are right: the file and what it is recorded for stay.
+  const listOf = (id: string): string => `${path(id)}.leaves`
+  const list = readFileSync(listOf(kept))
+  for (const [what, rot] of [
+    ['is missing', () => { unlinkSync(listOf(kept)) }],
+    ['is too short', () => { truncateSync(listOf(kept), 64) }],
+    ['is empty', () => { truncateSync(listOf(kept), 0) }],
+    ['has a wrong bit', () => { writeFileSync(listOf(kept), Buffer.concat([Buffer.of(list[0]! ^ 1), list.subarray(1)])) }],
+  ] as const) {
+    if (existsSync(listOf(kept))) chmodSync(listOf(kept), 0o644)
+    rot()
+    const events: Array<{ event: string }> = []
+    t.match(await device.call('verify', {}, event => { if (event.event !== 'progress') events.push(event) }), { files: 3, damaged: 0, mended: 1 }, what)
+    t.strictSame(events, [{ event: 'mended', id: kept }], what)
+    t.ok(readFileSync(listOf(kept)).equals(list), what)
+    t.strictSame(await device.agent.store.records(parseContentId(kept)), ['notes'], what)
+    t.notOk(readdirSync(dirname(path(kept))).some(name => name.endsWith('.tmp')))
+  }
+  t.match(await device.call('verify', {}), { files: 3, damaged: 0, mended: 0 })
+  unlinkSync(listOf(moved))
+  const cut = await add('cut.bin', randomBytes(1_200_000), { to: 'notes' })
   for (const [id, damage] of [
     [kept, (file: string) => { const bytes = readFileSync(file); bytes[2_000_000]! ^= 1; writeFileSync(file, bytes) }],
-    [moved, (file: string) => { truncateSync(file, 5) }],
+    [moved, (file: string) => { const bytes = readFileSync(file); bytes[5]! ^= 1; writeFileSync(file, bytes) }],
+    [cut, (file: string) => { truncateSync(file, 5) }],
   ] as const) {
     chmodSync(path(id), 0o644)
     damage(path(id))
   }
   const damaged: string[] = []
-  t.match(await device.call('verify', {}, event => { if (event.event === 'damaged') damaged.push(event.id) }), { files: 3, damaged: 2 })
-  t.strictSame(damaged.toSorted(), [kept, moved].toSorted())
+  t.match(await device.call('verify', {}, event => { if (event.event === 'damaged') damaged.push(event.id) }), { files: 4, damaged: 3, mended: 0 })
+  t.strictSame(damaged.toSorted(), [kept, moved, cut].toSorted(), 'what is not what it was cannot be mended, with its list or without')
   for (const id of damaged) {
     t.notOk(existsSync(path(id)), 'no longer served')
     t.ok(existsSync(join(dirname(device.home.files), 'quarantine', id)), 'and still there for who wants to look')

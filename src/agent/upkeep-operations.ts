@@ -29,6 +29,7 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       let files = 0
       let bytes = 0
       let damaged = 0
+      let mended = 0
       let worked = 0
       const sizes = async function * (): AsyncIterable<number> { for await (const { size } of store.list()) yield size }
       const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes, signal })
@@ -44,25 +45,27 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
           }
           at = performance.now()
         }
-        try {
-          for await (const chunk of store.read(id) as AsyncIterable<Buffer>) {
-            bytes += chunk.length
-            meter.add(chunk.length)
-            await rest()
-          }
-        } catch (error) {
-          // A list that is missing or of another length is damage as well; what the system refuses to read is not.
-          if (!(error instanceof PatchcordError) || (error.code !== 'verification' && error.code !== 'not-found')) throw error
-          if (error.code === 'not-found' && !await store.has(id)) continue
+        // What the system refuses to read is not damage: that throws.
+        const state = await store.examine(id, async read => {
+          bytes += read
+          meter.add(read)
+          await rest()
+        })
+        if (state === 'absent') continue
+        if (state === 'damaged') {
           damaged += 1
           emit({ event: 'damaged', id, quarantined: await store.quarantine(id) })
-          agent.logger.error({ id, size, reason: error.message }, 'a file of the store is damaged and was put aside')
+          agent.logger.error({ id, size }, 'a file of the store is damaged and was put aside')
+        } else if (state === 'mended') {
+          mended += 1
+          emit({ event: 'mended', id })
+          agent.logger.warn({ id, size }, 'the leaf list of a file of the store was damaged or missing and was made anew; the file is right')
         }
         files += 1
         meter.add(0, 1)
         await rest()
       }
-      return { files, bytes, damaged }
+      return { files, bytes, damaged, mended }
     },
 
     gc: async (args, emit, signal) => {
@@ -83,7 +86,6 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       // Looking took its time, and so does removing: what is taken in now may be one of these, and what was lent or asked for meanwhile is.
       const isKept = (id: ContentId): boolean => !isCalm() || offered().has(id) || agent.downloads.isWanted(id)
       const clear = async (): Promise<void> => {
-        // Looking took its time: what is taken in now may be one of these, and what was lent meanwhile is.
         checkCalm()
         const removed = await store.removeUnrecorded(batch.map(({ id }) => id), isKept)
         for (const { id, size } of batch) {

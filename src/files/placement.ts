@@ -25,7 +25,8 @@ import type { Unsettled } from './unsettled.js'
 const GROUP = 128
 /** So that others get their turn meanwhile: nobody waits for a flush. */
 const FLUSHED_AT_ONCE = 32
-const COMPLETE_MODE = 0o444
+/** Of a file that is in place, and of its list. */
+export const COMPLETE_MODE = 0o444
 
 interface Waiting {
   readonly staged: Staged | StagedSmall

@@ -1,7 +1,7 @@
 import { open, rename, statfs } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
-import { syncFolder } from '../core/durable-file.js'
+import { syncFolder, writeDurably } from '../core/durable-file.js'
 import { fileError, PatchcordError } from '../core/errors.js'
 import { isContentId, type ContentId, type DatabaseName } from '../core/ids.js'
 import { makeFolders } from '../core/make-folders.js'
@@ -9,19 +9,20 @@ import { Turns } from '../core/turns.js'
 import { eachWithin } from '../core/within.js'
 import { addAll, type AddAllOptions, type Added, type AddOptions } from './add-all.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
+import { examineFile } from './examine.js'
 import { filesIn, namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
 import { Asides } from './asides.js'
 import { LargeFiles } from './large-files.js'
 import { checkRoot, pathOf, shardOf } from './layout.js'
 import { PerKey } from './per-key.js'
-import { Placement } from './placement.js'
+import { COMPLETE_MODE, Placement } from './placement.js'
 import { LeafHashes } from './leaf-hashes.js'
 import { FileReader, type FileReaderOptions } from './reader.js'
 import { RECORDS_AT_ONCE, RecordBook } from './record-book.js'
 import { SmallFiles } from './small-files.js'
 import { SMALL_MOST } from './small-work.js'
 import { removeTemporary, stage, temporaryIn, writeAt, type Known, type Staged, type StagedSmall } from './staging.js'
-import { rightSize, Unsettled } from './unsettled.js'
+import { Unsettled } from './unsettled.js'
 import { verifiedLeaves } from './verified-leaves.js'
 
 /**
@@ -107,9 +108,12 @@ export class FileStore {
   async #recover (): Promise<void> {
     const lost: ContentId[] = []
     await eachWithin(await this.#unsettled.left(), READ_AGAIN_AT_ONCE, () => 1, async id => {
-      const size = await rightSize(this.reader, this.hashes, id)
-      if (size !== undefined) this.#unsettled.adopt(id, size)
-      else {
+      // A disk that cannot read it does not have it.
+      const found = await examineFile(this.reader, this.hashes, id, { lanes: 2 }).catch(() => undefined)
+      if (found?.state === 'right') {
+        if (found.leaves !== undefined) await this.#writeList(id, found.size, found.leaves)
+        this.#unsettled.adopt(id, found.size)
+      } else {
         await this.remove(id)
         lost.push(id)
       }
@@ -347,6 +351,27 @@ export class FileStore {
     this.#unsettled.delete(id)
     const was = await unlinkIfThere(pathOf(this.root, id))
     return await unlinkIfThere(pathOf(this.root, id, '.leaves')) || was
+  }
+
+  /** Reads a file as it lies on the disk. `right`; `mended`: its bytes are, and its leaf list, which was not, was made of them again, durably; `damaged`: its
+   * bytes are not those of its ID; `absent`. `onBytes` is told how many bytes more were read, and waited for. Throws what it throws, `unreadable`,
+   * `disk-full`. */
+  async examine (id: ContentId, onBytes?: (bytes: number) => Promise<void>): Promise<'right' | 'mended' | 'damaged' | 'absent'> {
+    const found = await examineFile(this.reader, this.hashes, id, onBytes === undefined ? {} : { onBytes })
+    if (found.state !== 'right') return found.state
+    const { size, leaves } = found
+    if (leaves === undefined) return 'right'
+    return await this.#perFile.run(id, async () => {
+      // Removed meanwhile: a list alone would say nothing to anybody.
+      if (!await this.has(id)) return 'absent'
+      await this.#writeList(id, size, leaves)
+      return 'mended'
+    })
+  }
+
+  async #writeList (id: ContentId, size: number, leaves: Uint8Array): Promise<void> {
+    await writeDurably(pathOf(this.root, id, '.leaves'), leaves, COMPLETE_MODE)
+    await this.#large.note(size, id)
   }
 
   /** Takes a file that is damaged out of the store and puts it aside, with its list, in `quarantine/` beside `files/`;

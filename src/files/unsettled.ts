@@ -4,9 +4,6 @@ import { dirname } from 'node:path'
 import { syncFolder } from '../core/durable-file.js'
 import { fileError, systemCode } from '../core/errors.js'
 import { isContentId, type ContentId } from '../core/ids.js'
-import { checkLeaves, HASH_BYTES, LEAF_BYTES } from './content-id.js'
-import { MOST_COPIED, type LeafHashes } from './leaf-hashes.js'
-import type { FileReader, OpenFile } from './reader.js'
 import { MOST_LATER_BYTES, writeAt } from './staging.js'
 
 /**
@@ -123,34 +120,4 @@ const LEAST_COST = 65_536
 
 function costOf (size: number): number {
   return Math.max(size, LEAST_COST)
-}
-
-/** The size of a file whose every leaf is what its ID says; undefined where it is not there, or not so. */
-export async function rightSize (reader: FileReader, hashes: LeafHashes, id: ContentId): Promise<number | undefined> {
-  let file: OpenFile | undefined
-  try {
-    const list = await reader.leaves(id)
-    file = await reader.open(id)
-    if (list === undefined || file?.size !== list.size) return undefined
-    const { fd } = file.handle
-    checkLeaves(id, list.size, list.leaves)
-    let right = true
-    let next = 0
-    const lane = async (): Promise<void> => {
-      while (right && next < list.size) {
-        const at = next
-        next += MOST_COPIED
-        const found = await hashes.copy(id, fd, undefined, at, Math.min(MOST_COPIED, list.size - at))
-        right &&= found?.equals(list.leaves.subarray(at / LEAF_BYTES * HASH_BYTES, at / LEAF_BYTES * HASH_BYTES + found.length)) === true
-      }
-    }
-    // The file is open until both have ended.
-    const lanes = await Promise.allSettled([lane(), lane()])
-    return right && lanes.every(({ status }) => status === 'fulfilled') ? list.size : undefined
-  } catch {
-    // A disk that cannot read it does not have it.
-    return undefined
-  } finally {
-    await file?.handle.close()
-  }
 }
