@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import 'reflect-metadata'
 import { X509CertificateGenerator } from '@peculiar/x509'
 import { execFileSync } from 'node:child_process'
-import { chmodSync, existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, renameSync, rmdirSync, statSync, symlinkSync, truncateSync, unlinkSync, utimesSync, writeFileSync, appendFileSync } from 'node:fs'
+import { chmodSync, existsSync, linkSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, renameSync, rmdirSync, rmSync, statSync, symlinkSync, truncateSync, unlinkSync, utimesSync, writeFileSync, appendFileSync } from 'node:fs'
 import { createServer, request as httpRequest, type IncomingHttpHeaders, type Server } from 'node:http'
 import { createServer as createTlsServer, request as tlsRequest } from 'node:https'
 import { connect, type AddressInfo, type Socket } from 'node:net'
@@ -1054,6 +1054,12 @@ void t.test('addAll: in order, errors of one file alone', async t => {
   const again: string[] = []
   for await (const { relative } of walk(tree, { passedOver: (path, reason) => { passed.push(`${path.slice(tree.length)} is ${reason}`) } })) again.push(relative)
   t.strictSame([again, passed.toSorted()], [relatives, ['/a/f\ufffd is a name that is not UTF-8', '/fifo is a FIFO, a socket or a device', '/link is a symbolic link', '/root is a symbolic link']])
+  const empty: string[] = []
+  for (const name of ['a/hollow', 'x/deep', 'links']) mkdirSync(join(tree, name), { recursive: true })
+  symlinkSync('/', join(tree, 'links/root'))
+  for (const path of [tree, join(tree, 'x/deep')]) for await (const { relative } of walk(path, { empty: relative => { empty.push(relative) } })) again.push(relative)
+  t.strictSame(empty, ['a/hollow', 'links', 'x/deep', ''], 'folders of which there is neither a file nor a folder')
+  for (const name of ['a/hollow', 'x', 'links']) rmSync(join(tree, name), { recursive: true })
   for await (const found of walk(join(tree, 'b'))) t.strictSame(found, { path: join(tree, 'b'), relative: 'b' })
   for (const [path, says] of [[join(tree, 'link'), /neither a regular file nor a folder/], [join(tree, 'absent'), /does not exist/]] as const) {
     await raises(t, 'unreadable', async () => { for await (const found of walk(path)) t.fail(found.path) }, says)

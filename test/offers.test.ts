@@ -11,6 +11,7 @@ import { eachWithin } from '../src/core/within.js'
 import { safeName } from '../src/core/safe-name.js'
 import { contentIdOf, leafHash } from '../src/files/content-id.js'
 import { FileStore } from '../src/files/store.js'
+import type { InboxOffer } from '../src/control/operations.js'
 import { Lab } from '../src/testing.js'
 
 await t.test('safe names: a table, then anything', t => {
@@ -37,7 +38,7 @@ await t.test('landing: what is there stays, shapes stay, nothing leaves the fold
   const { id, size } = await store.add(join(home, 'one'))
   symlinkSync(join(home, 'outside'), join(to, 'link'))
   const list = [['a.txt'], ['dir', 'x'], ['dir', 'sub', 'y'], ['link', 'z'], ['..', '..', 'up'], ['.ssh', 'authorized_keys'], ['a.txt', 'b'], ['same'], ['same']].map(path => ({ path, size, id }))
-  const landed = await land(store, parseList(formatList(list).toString()), to)
+  const landed = await land(store, parseList(formatList({ files: list, folders: [['dir', 'empty', 'deeper'], ['dir', 'empty'], ['hollow'], ['link'], ['..', '.config'], ['same']] }).toString()), to)
   t.equal(readFileSync(join(to, 'a.txt'), 'utf8'), 'mine')
   t.equal(readFileSync(join(to, 'a (2).txt'), 'utf8'), 'theirs')
   t.equal(readFileSync(join(to, 'dir/x'), 'utf8'), 'mine')
@@ -48,10 +49,14 @@ await t.test('landing: what is there stays, shapes stay, nothing leaves the fold
   t.equal(readFileSync(join(to, '_ssh/authorized_keys'), 'utf8'), 'theirs')
   t.ok(existsSync(join(to, 'same (2)')))
   t.strictSame(readdirSync(join(home, 'outside')), [])
-  t.equal(landed.length, 8)
-  t.throws(() => formatList([{ path: Array<string>(65).fill('d'), size, id }]), { code: 'too-large', message: /lies more than 64 folders deep/ }, 'what nobody could accept is not offered')
-  t.throws(() => formatList(Array.from({ length: 10_001 }, () => ({ path: ['a'], size, id }))), { code: 'too-large' })
-  for (const bad of ['', '{}', '[]', '{"patchcord":"offer/2","files":[]}', `{"patchcord":"offer/1","files":[{"path":"a","size":1,"id":"${id}"}]}`, `{"patchcord":"offer/1","files":[{"path":[],"size":1,"id":"${id}"}]}`, '{"patchcord":"offer/1","files":[{"path":["a"],"size":1,"id":"x"}]}', `{"patchcord":"offer/1","files":[{"path":["a"],"size":-1,"id":"${id}"}]}`]) t.throws(() => parseList(bad), { code: 'verification' }, bad)
+  for (const name of ['dir (2)/empty/deeper', 'hollow', '__/_config', 'same (3)']) t.strictSame(readdirSync(join(to, name)), [], name)
+  t.notOk(existsSync(join(to, 'dir/empty')))
+  t.strictSame(landed.map(path => path.slice(to.length + 1)).toSorted(), ['__', '_ssh', 'a (2).txt', 'a (3).txt', 'dir (2)', 'hollow', 'link (2)', 'same', 'same (2)', 'same (3)'])
+  t.throws(() => formatList({ files: [{ path: Array<string>(65).fill('d'), size, id }] }), { code: 'too-large', message: /lies more than 64 folders deep/ }, 'what nobody could accept is not offered')
+  t.throws(() => formatList({ files: [], folders: [Array<string>(65).fill('d')] }), { code: 'too-large' })
+  t.throws(() => formatList({ files: Array.from({ length: 10_001 }, () => ({ path: ['a'], size, id })) }), { code: 'too-large' })
+  t.strictSame(parseList('{"patchcord":"offer/1","files":[],"of a later version":1}'), { files: [], folders: [] })
+  for (const bad of ['', '{}', '[]', '{"patchcord":"offer/2","files":[]}', '{"patchcord":"offer/1","files":[],"folders":["a"]}', '{"patchcord":"offer/1","files":[],"folders":[[]]}', `{"patchcord":"offer/1","files":[{"path":"a","size":1,"id":"${id}"}]}`, `{"patchcord":"offer/1","files":[{"path":[],"size":1,"id":"${id}"}]}`, '{"patchcord":"offer/1","files":[{"path":["a"],"size":1,"id":"x"}]}', `{"patchcord":"offer/1","files":[{"path":["a"],"size":-1,"id":"${id}"}]}`]) t.throws(() => parseList(bad), { code: 'verification' }, bad)
 })
 
 await t.test('landing: names of any length; folders are made, or what is in the way is told', async t => {
@@ -61,7 +66,7 @@ await t.test('landing: names of any length; folders are made, or what is in the 
   const { id, size } = await store.add(join(home, 'file'))
   // 200 bytes is what a safe name may have; with a longer one beside it no name would fit.
   const name = '漢'.repeat(66)
-  t.strictSame(await land(store, [{ path: [name], size, id }], join(home, 'to/new/deep')), [join(home, 'to/new/deep', name)])
+  t.strictSame(await land(store, { files: [{ path: [name], size, id }] }, join(home, 'to/new/deep')), [join(home, 'to/new/deep', name)])
   await copyOut(store.path(id), join(home, 'to', '漢'.repeat(85)), false)
   t.strictSame(readdirSync(join(home, 'to')).toSorted(), ['new', '漢'.repeat(85)])
   await t.rejects(prepareFolder(join(home, 'file')), { code: 'unreadable', message: `${join(home, 'file')} is not a folder` })
@@ -98,8 +103,8 @@ await t.test('what landed is on the disk: each file, and each folder with a name
     await sync.call(this)
     synced.add(fstatSync(this.fd).ino)
   }
-  await land(store, [['a'], ['b'], ['c', 'd']].map(path => ({ path, size, id })), join(home, 'to/new/deep'))
-  for (const name of ['', 'new', 'new/deep', 'new/deep/a', 'new/deep/b', 'new/deep/c', 'new/deep/c/d']) t.ok(synced.has(statSync(join(home, 'to', name)).ino), name)
+  await land(store, { files: [['a'], ['b'], ['c', 'd']].map(path => ({ path, size, id })), folders: [['e', 'f']] }, join(home, 'to/new/deep'))
+  for (const name of ['', 'new', 'new/deep', 'new/deep/a', 'new/deep/b', 'new/deep/c', 'new/deep/c/d', 'new/deep/e', 'new/deep/e/f']) t.ok(synced.has(statSync(join(home, 'to', name)).ino), name)
 })
 
 await t.test('what lies aside is given away once, and never a name that shares its bytes with another', async t => {
@@ -114,7 +119,7 @@ await t.test('what lies aside is given away once, and never a name that shares i
   t.strictSame([await store.has(id), await store.asides.has(id, bytes.length), await store.asides.has(id, 1)], [false, true, false], 'of another size it is not believed')
   await store.putAside(id, bytes)
   const list = [['a'], ['b'], ['c', 'd']].map(path => ({ path, size: bytes.length, id }))
-  await land(store, list, to, { asides: new Set([id]) })
+  await land(store, { files: list }, to, { asides: new Set([id]) })
   const landed = ['a', 'b', 'c/d'].map(name => join(to, name))
   for (const path of landed) t.ok(readFileSync(path).equals(bytes), path)
   t.equal(new Set(landed.map(path => statSync(path).ino)).size, 3)
@@ -135,7 +140,7 @@ await t.test('what lies aside is given away once, and never a name that shares i
   const many = Array.from({ length: 100 }, (_, n) => randomBytes(n * 40)).map(each => ({ bytes: each, id: contentIdOf(leafHash(each)) }))
   await Promise.all(many.map(one => store.putAside(one.id, one.bytes)))
   const files = many.map((one, n) => ({ path: ['many', `f${n % 50}`], size: one.bytes.length, id: one.id }))
-  await land(store, files, to, { asides: new Set(many.map(one => one.id)) })
+  await land(store, { files }, to, { asides: new Set(many.map(one => one.id)) })
   t.strictSame(readdirSync(join(to, 'many')).map(name => contentIdOf(leafHash(readFileSync(join(to, 'many', name))))).sort(), many.map(one => one.id).sort())
   await Promise.all(many.map(one => store.asides.drop(one.id)))
   t.strictSame(await store.asides.all(), [])
@@ -174,13 +179,13 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   const [laptop, friend, other] = [await lab.device({ user: 'u1', name: 'laptop' }), await lab.device({ user: 'u2', name: 'friend' }), await lab.device({ user: 'u3', name: 'other' })]
   await lab.pair(laptop, friend)
   await lab.pair(laptop, other)
-  const folder = t.testdir({ holiday: { 'a.jpg': 'picture', deep: { 'b.bin': '', nothing: '' } }, to: {} })
+  const folder = t.testdir({ holiday: { 'a.jpg': 'picture', deep: { 'b.bin': '', nothing: '' }, empty: { deeper: {} }, links: {} }, to: {} })
   const big = randomBytes(2_400_000)
   writeFileSync(join(folder, 'holiday/deep/b.bin'), big)
-  symlinkSync('/etc/passwd', join(folder, 'holiday/link'))
+  symlinkSync('/etc/passwd', join(folder, 'holiday/links/link'))
   const to = join(folder, 'to')
-  const inbox = async (device = friend): Promise<Array<{ offer: string, state: string, files?: Array<{ path: string, size: number, id: string }> }>> => {
-    const offers: Array<{ offer: string, state: string, files?: Array<{ path: string, size: number, id: string }> }> = []
+  const inbox = async (device = friend): Promise<InboxOffer[]> => {
+    const offers: InboxOffer[] = []
     await device.call('inbox', {}, offer => { offers.push(offer) })
     return offers
   }
@@ -189,6 +194,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   await lab.until('the offer', async () => (await inbox()).length === 1)
   const [offer] = await inbox()
   t.strictSame(offer?.files?.map(({ path, size }) => [path, size]), [['holiday/a.jpg', 7], ['holiday/deep/b.bin', big.length], ['holiday/deep/nothing', 0]], 'the whole list, without the link')
+  t.strictSame(offer?.folders, ['holiday/empty/deeper', 'holiday/links'], 'and the folders in which there is nothing to send')
   t.strictSame(readdirSync(to), [], 'nothing lands without a yes')
   const id = parseContentId(offer?.files?.[1]?.id ?? '')
   t.equal(await friend.agent.store.has(id), false)
@@ -200,7 +206,8 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   const said: string[] = []
   await t.rejects(friend.call('inbox-accept', { offer: offer!.offer, to: join(folder, 'holiday/a.jpg') }, ({ event }) => { said.push(event) }), { code: 'unreadable' })
   t.strictSame([said, (await inbox())[0]?.state], [[], 'offered'], 'where nothing can land nothing was accepted')
-  t.match(await friend.call('inbox-accept', { offer: offer!.offer, to }), { files: 3, landed: [join(to, 'holiday')] })
+  t.match(await friend.call('inbox-accept', { offer: offer!.offer, to }), { files: 3, folders: 2, landed: [join(to, 'holiday')] })
+  for (const name of ['empty/deeper', 'links']) t.strictSame(readdirSync(join(to, 'holiday', name)), [], name)
   t.equal(readFileSync(join(to, 'holiday/deep/nothing')).length, 0)
   t.equal(await friend.agent.store.has(id), false, 'what was fetched for the inbox alone is not kept a second time')
   await lab.until('nothing being left aside', async () => (await friend.agent.store.asides.all()).length === 0)
@@ -208,7 +215,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   t.strictSame([status.nlink, status.mode & 0o777], [1, 0o666 & ~process.umask()], 'the person has it alone, and may change it')
   t.ok(readFileSync(join(to, 'holiday/deep/b.bin')).equals(big))
   t.match(await sending, { answer: 'done', files: 3 })
-  t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3, connected: true, until: /^\d{4}-/ })
+  t.match(events.find(({ event }) => event === 'offered'), { event: 'offered', files: 3, folders: 2, connected: true, until: /^\d{4}-/ })
   await lab.until('the offer being forgotten', async () => (await inbox()).length === 0 && laptop.agent.offers.sent.length === 0)
   t.strictSame(await laptop.agent.store.records(id), [], 'lending records nothing')
   t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: false, rule: 'file: no record' })
@@ -225,6 +232,12 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   await friend.call('inbox-rule', { device: 'laptop', rule: 'accept', to })
   t.match(await laptop.call('send', { device: 'friend', paths: [join(folder, 'no'), join(folder, 'holiday')] }), { answer: 'done' })
   t.strictSame(readdirSync(to).toSorted(), ['holiday', 'holiday (2)', 'no'])
+
+  const hollow = join(folder, 'holiday/empty')
+  t.match(await laptop.call('send', { device: 'friend', paths: [hollow] }), { answer: 'done', files: 0 })
+  t.match(await laptop.call('send', { device: 'friend', paths: [hollow] }), { answer: 'done', files: 0 })
+  t.strictSame(['empty', 'empty (2)'].map(name => readdirSync(join(to, name))), [['deeper'], ['deeper']], 'folders alone')
+  await t.rejects(laptop.call('send', { device: 'friend', paths: [laptop.home.root] }), { code: 'usage', message: 'there is no file to send' })
 
   // By rule, into a folder that is not there yet for what is in its way.
   const later = join(folder, 'later')
@@ -246,7 +259,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   await friend.call('inbox-rule', { device: 'laptop', rule: 'ask' })
   const { size } = await laptop.agent.store.add(join(folder, 'no'))
   const gone = parseContentId('a'.repeat(52))
-  const stuck = await ours.offer(to2, [{ path: ['stuck'], size: 5_000_000, id: gone }])
+  const stuck = await ours.offer(to2, { files: [{ path: ['stuck'], size: 5_000_000, id: gone }] })
   await lab.until('the offer', () => theirs.received.some(one => one.offer === stuck.offer))
   const accepting = friend.call('inbox-accept', { offer: stuck.offer, to })
   accepting.catch(() => undefined)
@@ -259,7 +272,7 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
 
   // More than fit into one mail: the others come when those are through.
   await lab.cut(laptop, friend)
-  await Promise.all(Array.from({ length: 102 }, (_, n) => ours.offer(to2, [{ path: [`f${n}`], size, id: gone }])))
+  await Promise.all(Array.from({ length: 102 }, (_, n) => ours.offer(to2, { files: [{ path: [`f${n}`], size, id: gone }] })))
   await lab.heal(laptop, friend)
   await lab.until('a hundred', () => theirs.received.length === 100)
   await friend.call('inbox-refuse', { offer: ours.sent[0]!.offer })

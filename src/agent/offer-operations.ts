@@ -5,7 +5,7 @@ import { walk } from '../files/walk.js'
 import { Rate } from '../sync/rate.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
-import type { OfferedFile } from './offer-list.js'
+import type { OfferedFile, OfferedPath } from './offer-list.js'
 import type { SentOffer } from './offers.js'
 import { ProgressMeter, sizesBelow } from './local-progress.js'
 
@@ -18,6 +18,7 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       const { device, paths, wait = true } = readArguments(v.strictObject({ device: text, paths: v.array(absolutePath), wait: v.exactOptional(v.boolean()) }), args)
       const known = book.find(device)
       const files: OfferedFile[] = []
+      const folders: OfferedPath[] = []
       agent.importing += 1
       let sent: SentOffer
       const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths, agent.home.root), signal })
@@ -25,20 +26,20 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
         for (const path of paths) {
           const top = path.slice(path.lastIndexOf('/') + 1)
           const below = path.endsWith('/') ? path.length : path.length + 1
-          for await (const added of store.addAll(pathsOf(path, agent.home.root, emit), { isLater: true, signal, onBytes: bytes => { meter.add(bytes) } })) {
+          for await (const added of store.addAll(pathsOf(path, agent.home.root, emit, relative => { folders.push(relative === '' ? [top] : [top, ...relative.split('/')]) }), { isLater: true, signal, onBytes: bytes => { meter.add(bytes) } })) {
             if ('error' in added) throw added.error
             meter.add(0, 1)
             files.push({ path: added.path === path ? [top] : [top, ...added.path.slice(below).split('/')], size: added.size, id: added.id })
           }
         }
-        if (files.length === 0) throw new PatchcordError('usage', 'there is no file to send')
-        sent = await agent.offers.offer(known.device, files)
+        if (files.length === 0 && folders.length === 0) throw new PatchcordError('usage', 'there is no file to send')
+        sent = await agent.offers.offer(known.device, { files, folders })
       } finally {
         agent.importing -= 1
         agent.offers.flush()
       }
       const { offer, bytes, until } = sent
-      emit({ event: 'offered', offer, files: files.length, bytes, connected: agent.peers.peer(known.device)?.link.connected ?? false, until })
+      emit({ event: 'offered', offer, files: files.length, folders: folders.length, bytes, connected: agent.peers.peer(known.device)?.link.connected ?? false, until })
       if (!wait) return { offer, files: files.length, bytes, answer: 'none' }
       const answer = await new Promise<string>((resolve, reject) => {
         const rate = new Rate(agent.clock)
@@ -70,8 +71,8 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
 
     inbox: async (_args, emit, signal) => {
       for (const one of agent.offers.received) {
-        const files = one.state === 'offered' ? await agent.offers.list(one, signal).catch(() => undefined) : undefined
-        emit({ event: 'offer', offer: one.offer, device: one.device, name: nameOf(one.device), state: one.state, count: one.files, bytes: one.bytes, ...files === undefined ? {} : { files: files.map(({ path, size, id }) => ({ path: path.join('/'), size, id })) } })
+        const list = one.state === 'offered' ? await agent.offers.list(one, signal).catch(() => undefined) : undefined
+        emit({ event: 'offer', offer: one.offer, device: one.device, name: nameOf(one.device), state: one.state, count: one.files, bytes: one.bytes, ...list === undefined ? {} : { files: list.files.map(({ path, size, id }) => ({ path: path.join('/'), size, id })), folders: list.folders.map(path => path.join('/')) } })
       }
       return { offers: agent.offers.received.length }
     },
@@ -100,6 +101,6 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
   }
 }
 
-async function * pathsOf (path: string, except: string, emit: (event: { event: 'passed-over', path: string, reason: string }) => void): AsyncIterable<string> {
-  for await (const found of walk(path, { except, passedOver: (passed, reason) => { emit({ event: 'passed-over', path: passed, reason }) } })) yield found.path
+async function * pathsOf (path: string, except: string, emit: (event: { event: 'passed-over', path: string, reason: string }) => void, empty: (relative: string) => void): AsyncIterable<string> {
+  for await (const found of walk(path, { except, empty, passedOver: (passed, reason) => { emit({ event: 'passed-over', path: passed, reason }) } })) yield found.path
 }

@@ -18,7 +18,7 @@ import { prepareFolder } from './copy-out.js'
 import { sourceOf } from './file-sources.js'
 import { ProgressMeter } from './local-progress.js'
 import { MOST_OFFERS, type OfferAnswer, type PeerMail } from './mail.js'
-import { formatList, land, MOST_LIST_BYTES, parseList, type OfferedFile } from './offer-list.js'
+import { formatList, land, MOST_LIST_BYTES, parseList, type OfferedFile, type OfferedList } from './offer-list.js'
 
 const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 const Sent = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: v.array(contentId), bytes: count, until: instant, answer: v.picklist(['none', 'accepted', 'refused', 'done']) })
@@ -126,10 +126,11 @@ export class Offers {
     }
   }
 
-  /** Offers files of the store to a device. */
-  async offer (device: DeviceId, files: readonly OfferedFile[]): Promise<SentOffer> {
+  /** Offers files of the store, and empty folders, to a device. */
+  async offer (device: DeviceId, offered: OfferedList): Promise<SentOffer> {
     const { store, clock } = this.#agent
-    const list = formatList(files)
+    const { files } = offered
+    const list = formatList(offered)
     const id = contentIdOf(leafHash(list))
     await store.put(id, list)
     const sent: SentOffer = {
@@ -140,8 +141,8 @@ export class Offers {
     return sent
   }
 
-  /** The files of an offer, from the list that the sender lent. */
-  async list ({ device, list, size, files, bytes }: ReceivedOffer, signal?: AbortSignal): Promise<OfferedFile[]> {
+  /** What an offer has, from the list that the sender lent. */
+  async list ({ device, list, size, files, bytes }: ReceivedOffer, signal?: AbortSignal): Promise<Required<OfferedList>> {
     const { store } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
     await this.#fetch(device, list, size, undefined, signal)
@@ -149,7 +150,7 @@ export class Offers {
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
     const listed = parseList(Buffer.concat(chunks).toString('utf8'))
     // The person may have been shown what the mail said alone.
-    if (listed.length !== files || sumOf(listed) !== bytes) throw new PatchcordError('verification', 'the list of the offer has other files than the offer said', { hint: 'ask who sent it' })
+    if (listed.files.length !== files || sumOf(listed.files) !== bytes) throw new PatchcordError('verification', 'the list of the offer has other files than the offer said', { hint: 'ask who sent it' })
     return listed
   }
 
@@ -170,7 +171,7 @@ export class Offers {
 
   /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. Nothing is accepted where nothing could
    * land. */
-  async accept (offer: ReceivedOffer, to: string, onEvent: (event: InboxAcceptEvent) => void, given?: AbortSignal): Promise<{ files: number, bytes: number, landed: string[] }> {
+  async accept (offer: ReceivedOffer, to: string, onEvent: (event: InboxAcceptEvent) => void, given?: AbortSignal): Promise<{ files: number, folders: number, bytes: number, landed: string[] }> {
     if (this.#fetching.has(offer.offer)) throw new PatchcordError('already-exists', 'this offer is being fetched already', { hint: 'wait for it to end' })
     if (offer.state === 'done') throw new PatchcordError('already-exists', 'this offer was fetched already')
     const abort = new AbortController()
@@ -182,7 +183,8 @@ export class Offers {
     const asides = new Set<ContentId>()
     let ids: ReadonlySet<ContentId> = new Set()
     try {
-      const files = await this.list(offer, signal)
+      const list = await this.list(offer, signal)
+      const { files } = list
       await prepareFolder(to)
       ids = new Set(files.map(({ id }) => id))
       for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
@@ -208,13 +210,13 @@ export class Offers {
       fetching.isLanding = true
       this.#landedInPart.add(offer.offer)
       const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
-      const landed = await land(this.#agent.store, files, to, { asides, onBytes: bytes => { meter.add(bytes) } })
+      const landed = await land(this.#agent.store, list, to, { asides, onBytes: bytes => { meter.add(bytes) } })
       await this.#setState(offer.offer, { state: 'done' })
       this.#landedInPart.delete(offer.offer)
       // Only now: should this process die before, they are not fetched again.
       await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
-      return { files: files.length, bytes: total, landed }
+      return { files: files.length, folders: list.folders.length, bytes: total, landed }
     } finally {
       for (const id of ids) {
         const left = (this.#landing.get(id) ?? 1) - 1

@@ -12,7 +12,7 @@ export async function send ({ client, output, signal }: Context, device: string,
     switch (event.event) {
       case 'offered':
         output.endProgress()
-        output.line(`offered ${countOf(event.files, 'file')}, ${formatBytes(event.bytes)}, to ${device} (offer ${event.offer})${wait ? '; waiting for the answer' : ''}`)
+        output.line(`offered ${contentOf(event)}, to ${device} (offer ${event.offer})${wait ? '; waiting for the answer' : ''}`)
         if (!event.connected) output.line(`${device} is not connected now: the offer stands until ${event.until.slice(0, 10)}${wait ? ', and nobody has to wait here for that (Ctrl-C)' : ''}`)
         break
       case 'accepted':
@@ -36,6 +36,7 @@ export async function inbox ({ client, output, signal }: Context): Promise<void>
     output.object(offer)
     output.line(`${offer.offer}  ${countOf(offer.count, 'file')}, ${formatBytes(offer.bytes)}, from ${offer.name}: ${offer.state}`)
     for (const { path, size } of offer.files ?? []) output.line(`  ${formatBytes(size).padStart(9)}  ${path}`)
+    for (const path of offer.folders ?? []) output.line(`  ${'empty'.padStart(9)}  ${path}/`)
   }, signal)
   if (offers === 0) output.line('nobody offers files')
 }
@@ -46,7 +47,7 @@ export async function inboxAccept ({ client, output, signal }: Context, offer: s
     if (event.event !== 'accepted') tellTransfer(output, event)
   }, signal)
   output.object({ event: 'done', ...done })
-  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}:`)
+  output.line(`${contentOf(done)}:`)
   for (const path of done.landed) output.line(`  ${path}`)
 }
 
@@ -60,4 +61,8 @@ export async function inboxRule ({ client, output }: Context, device: string, ru
   const folder = to === undefined ? undefined : resolve(to)
   output.object(await client.call('inbox-rule', { device, rule, ...folder === undefined ? {} : { to: folder } }))
   output.line(rule === 'accept' ? `what ${device} sends lands in ${folder} by itself` : rule === 'ask' ? `you are asked about what ${device} sends` : `what ${device} sends is refused`)
+}
+
+function contentOf ({ files, folders, bytes }: { files: number, folders: number, bytes: number }): string {
+  return `${countOf(files, 'file')}, ${folders === 0 ? '' : `${countOf(folders, 'empty folder')}, `}${formatBytes(bytes)}`
 }

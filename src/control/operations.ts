@@ -48,7 +48,7 @@ export interface Operations {
   gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number } | LocalProgress, result: { files: number, bytes: number, removed: boolean } }
   send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
   inbox: { args: object, event: InboxOffer, result: { offers: number } }
-  'inbox-accept': { args: { offer: string, to: string }, event: InboxAcceptEvent, result: { files: number, bytes: number, landed: string[] } }
+  'inbox-accept': { args: { offer: string, to: string }, event: InboxAcceptEvent, result: { files: number, folders: number, bytes: number, landed: string[] } }
   'inbox-refuse': { args: { offer: string }, result: { offer: string } }
   'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
   events: { args: object, event: object, result: object }
@@ -249,15 +249,15 @@ export type VerifyEvent =
   | { event: 'mended', id: string }
 
 export type SendEvent =
-  /** `connected`: whether the receiver is there to hear of it now; `until`: ISO 8601, how long the offer stands. */
-  | { event: 'offered', offer: string, files: number, bytes: number, connected: boolean, until: string }
+  /** `folders`: those that are empty; `connected`: whether the receiver is there to hear of it now; `until`: ISO 8601, how long the offer stands. */
+  | { event: 'offered', offer: string, files: number, folders: number, bytes: number, connected: boolean, until: string }
   | { event: 'accepted', offer: string }
   | { event: 'passed-over', path: string, reason: string }
   /** While it is read into the store, then as the receiver tells how much it has. */
   | LocalProgress
   | TransferProgress
 
-/** What somebody hands to this device. `files` is there while it waits for an answer and the list could be fetched. */
+/** What somebody hands to this device. `files`, and `folders` that are empty, are there while it waits for an answer and the list could be fetched. */
 export interface InboxOffer {
   event: 'offer'
   offer: string
@@ -267,6 +267,7 @@ export interface InboxOffer {
   count: number
   bytes: number
   files?: Array<{ path: string, size: number, id: string }>
+  folders?: string[]
 }
 
 /** Which files that documents refer to are fetched without being asked for. */

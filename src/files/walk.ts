@@ -18,6 +18,8 @@ export interface WalkOptions {
   readonly passedOver?: PassedOver
   /** Told of what cannot be read, be it `path` itself or a folder below it; the walk then goes on. Without it the walk ends there. */
   readonly unreadable?: (path: string, error: PatchcordError) => void
+  /** Told of each folder, relative as a file is ('' for `path` itself), of which the walk has nothing: neither a file nor a folder is in it. */
+  readonly empty?: (relative: string) => void
   /** A folder that is never entered, wherever the walk comes to it: this device's own state. */
   readonly except?: string
 }
@@ -46,7 +48,7 @@ export async function * walk (path: string, options: WalkOptions = {}): AsyncIte
 }
 
 async function * folder (path: string, relative: string, options: WalkOptions & { readonly own: Stats | undefined }): AsyncIterable<Found> {
-  const { passedOver, unreadable, own } = options
+  const { passedOver, unreadable, empty, own } = options
   const entries: Array<{ name: string, isFolder: boolean }> = []
   try {
     if (own !== undefined && isSame(await lstat(path), own)) {
@@ -65,6 +67,7 @@ async function * folder (path: string, relative: string, options: WalkOptions & 
     unreadable(path, fileError(error, path))
     return
   }
+  if (entries.length === 0) empty?.(relative)
   // By code unit, not by locale: the same order on every device.
   entries.sort((a, b) => a.name < b.name ? -1 : a.name > b.name ? 1 : 0)
   for (const { name, isFolder } of entries) {
