@@ -1,4 +1,4 @@
-// All faults on real processes: `npm run test:faults [state|downloads|pairing|many] [seed]`. State and downloads take about
+// All faults on real processes: `npm run test:faults [state|landing|downloads|pairing|many] [seed]`. State and downloads take about
 // half an hour each, the pairings ten minutes; the samples in `npm test` run the same code. The downloads can be had by parts:
 // `npm run test:faults kill lie`, and with FAULT_RUNS another number of times
 // (test/state-faults.test.ts, test/download-faults.test.ts, test/pairing-faults.test.ts). Exits 1 if anything went wrong.
@@ -13,12 +13,14 @@ import { fillDisk, killAt, lie, mend, rot, shrink, stall, starveReceiver, starve
 import { manyFiles } from '../test/fixtures/many-files.js'
 import { killWhileWriting, startStateWorld, VICTIMS } from '../test/fixtures/state-faults.js'
 import { beGuardedBy } from '../test/fixtures/processes.js'
+import { killWhileLanding, startLandingWorld } from '../test/fixtures/landing-faults.js'
 import { startFaultWorld, type FaultWorld } from '../test/fixtures/fault-world.js'
 import { drawOperations, playOperations, shrink as shrinkWalk } from '../test/fixtures/grants-walk.js'
 import { killDuringPairing, PAIRING_KILLS } from '../test/fixtures/pairing-faults.js'
 
 /** Of state. */
 const KILLS = 200
+const LANDINGS = 50
 const LEAVES = 96
 const MANY = Number(process.env['FAULT_FILES'] ?? 100_000)
 // It may run beside other work for an hour.
@@ -55,6 +57,19 @@ async function faultState (): Promise<void> {
     }
   }
   await states.laptop.stop()
+}
+
+/** kill -9 of the receiver while an offer lands. */
+async function faultLanding (): Promise<void> {
+  const world = await startLandingWorld(mkdtempSync(join(tmpdir(), 'pcl-')), 1_000)
+  try {
+    for (let run = 1; run <= Number(process.env['FAULT_RUNS'] ?? LANDINGS); run++) {
+      const { right, what } = await killWhileLanding(world, run, random(), Math.floor(random() * 20))
+      say(right, `kill -9 ${run} of a receiver: ${what}`)
+    }
+  } finally {
+    await world.stop()
+  }
 }
 
 /** What can happen to a download: how often each is tried (FAULT_RUNS is another number), and one try. */
@@ -194,10 +209,11 @@ async function walkGrants (): Promise<void> {
 
 const isChosen = (part: string): boolean => parts.length === 0 || parts.includes(part)
 const kinds = [...DOWNLOADS.keys(), 'full'].filter(kind => isChosen('downloads') || parts.includes(kind))
-const unknown = parts.filter(part => !['state', 'downloads', 'pairing', 'grants', 'many', 'full', ...DOWNLOADS.keys()].includes(part))
+const unknown = parts.filter(part => !['state', 'landing', 'downloads', 'pairing', 'grants', 'many', 'full', ...DOWNLOADS.keys()].includes(part))
 if (unknown.length > 0) throw new Error(`there is no part ${unknown.join(' ')}`)
 if (isChosen('grants')) await walkGrants()
 if (isChosen('state')) await faultState()
+if (isChosen('landing')) await faultLanding()
 if (isChosen('pairing')) await faultPairing()
 if (isChosen('many')) await manyInStore()
 if (kinds.some(kind => kind !== 'full')) await faultDownloads(kinds)

@@ -5,7 +5,8 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import t from 'tap'
 import { copyOut, giveFreeName, prepareFolder } from '../src/agent/copy-out.js'
-import { formatList, land, parseList } from '../src/agent/offer-list.js'
+import { land } from '../src/agent/landing.js'
+import { formatList, parseList } from '../src/agent/offer-list.js'
 import { parseContentId } from '../src/core/ids.js'
 import { eachWithin } from '../src/core/within.js'
 import { safeName } from '../src/core/safe-name.js'
@@ -40,16 +41,16 @@ await t.test('landing: what is there stays, shapes stay, nothing leaves the fold
   const list = [['a.txt'], ['dir', 'x'], ['dir', 'sub', 'y'], ['link', 'z'], ['..', '..', 'up'], ['.ssh', 'authorized_keys'], ['a.txt', 'b'], ['same'], ['same']].map(path => ({ path, size, id }))
   const landed = await land(store, parseList(formatList({ files: list, folders: [['dir', 'empty', 'deeper'], ['dir', 'empty'], ['hollow'], ['link'], ['..', '.config'], ['same']] }).toString()), to)
   t.equal(readFileSync(join(to, 'a.txt'), 'utf8'), 'mine')
-  t.equal(readFileSync(join(to, 'a (2).txt'), 'utf8'), 'theirs')
+  t.equal(readFileSync(join(to, 'a (3).txt'), 'utf8'), 'theirs', 'folders have their names first')
   t.equal(readFileSync(join(to, 'dir/x'), 'utf8'), 'mine')
   t.equal(readFileSync(join(to, 'dir (2)/x'), 'utf8'), 'theirs')
   t.equal(readFileSync(join(to, 'dir (2)/sub/y'), 'utf8'), 'theirs')
   t.equal(readFileSync(join(to, 'link (2)/z'), 'utf8'), 'theirs')
   t.equal(readFileSync(join(to, '__/__/up'), 'utf8'), 'theirs')
   t.equal(readFileSync(join(to, '_ssh/authorized_keys'), 'utf8'), 'theirs')
-  t.ok(existsSync(join(to, 'same (2)')))
+  t.ok(existsSync(join(to, 'same (3)')))
   t.strictSame(readdirSync(join(home, 'outside')), [])
-  for (const name of ['dir (2)/empty/deeper', 'hollow', '__/_config', 'same (3)']) t.strictSame(readdirSync(join(to, name)), [], name)
+  for (const name of ['dir (2)/empty/deeper', 'hollow', '__/_config', 'same']) t.strictSame(readdirSync(join(to, name)), [], name)
   t.notOk(existsSync(join(to, 'dir/empty')))
   t.strictSame(landed.map(path => path.slice(to.length + 1)).toSorted(), ['__', '_ssh', 'a (2).txt', 'a (3).txt', 'dir (2)', 'hollow', 'link (2)', 'same', 'same (2)', 'same (3)'])
   t.throws(() => formatList({ files: [{ path: Array<string>(65).fill('d'), size, id }] }), { code: 'too-large', message: /lies more than 64 folders deep/ }, 'what nobody could accept is not offered')

@@ -326,7 +326,8 @@ export class Agent {
 
   /** Tells the server what others are offered and lent now. */
   async mailChanged (): Promise<void> {
-    await this.#server.update({ mail: this.#env.mail(), lent: this.#env.lent() })
+    // Before the server runs there is nobody to tell: its env will have them.
+    if (this.#server !== undefined) await this.#server.update({ mail: this.#env.mail(), lent: this.#env.lent() })
   }
 
   /** To be called as soon as the service is told to end: a signal to the whole group of processes ends the children too, before

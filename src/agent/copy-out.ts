@@ -11,6 +11,11 @@ import { NO_LINK } from '../files/asides.js'
 /** Told how many bytes more there are of a copy. */
 export type OnBytes = (bytes: number) => void
 
+/** Whether a name is that of a copy that is not whole yet, or never will be where nobody makes it any more. */
+export function isCopyTemporary (name: string): boolean {
+  return /^\.patchcord-[0-9a-f]{12}\.part$/.test(name)
+}
+
 /** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
  * to change. Throws `already-exists` where the name is taken, unless `force`. The disk is not waited for: the store has the file. */
 export async function copyOut (from: string, to: string, force: boolean, onBytes?: OnBytes): Promise<void> {

@@ -5,8 +5,8 @@ import { walk } from '../files/walk.js'
 import { Rate } from '../sync/rate.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
+import type { SentOffer } from './offer-book.js'
 import type { OfferedFile, OfferedPath } from './offer-list.js'
-import type { SentOffer } from './offers.js'
 import { ProgressMeter, sizesBelow } from './local-progress.js'
 
 /** Files handed to one device, and what others hand to this one. */

@@ -1,12 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import { setMaxListeners } from 'node:events'
-import { join } from 'node:path'
-import * as v from 'valibot'
 import type { Timer } from '../core/clock.js'
 import { messageOf, PatchcordError, type ErrorCode } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
-import { contentId, deviceId, instant } from '../core/shape.js'
-import { readState, writeState } from '../core/state-file.js'
+import { Turns } from '../core/turns.js'
 import { eachWithin } from '../core/within.js'
 import { contentIdOf, leafHash } from '../files/content-id.js'
 import { SMALL_MOST } from '../files/small-work.js'
@@ -18,17 +15,9 @@ import { prepareFolder } from './copy-out.js'
 import { sourceOf } from './file-sources.js'
 import { ProgressMeter } from './local-progress.js'
 import { MOST_OFFERS, type OfferAnswer, type PeerMail } from './mail.js'
-import { formatList, land, MOST_LIST_BYTES, parseList, type OfferedFile, type OfferedList } from './offer-list.js'
-
-const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
-const Sent = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: v.array(contentId), bytes: count, until: instant, answer: v.picklist(['none', 'accepted', 'refused', 'done']) })
-const Received = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: count, bytes: count, state: v.picklist(['offered', 'accepted', 'refused', 'done']), to: v.exactOptional(v.string()) })
-const Rule = v.strictObject({ device: deviceId, rule: v.picklist(['ask', 'accept', 'refuse']), to: v.exactOptional(v.string()) })
-const Shape = v.strictObject({ version: v.literal(1), sent: v.array(Sent), received: v.array(Received), rules: v.array(Rule) })
-
-type State = v.InferOutput<typeof Shape>
-export type SentOffer = State['sent'][number]
-export type ReceivedOffer = State['received'][number]
+import { isOpen, OfferBook, type ReceivedOffer, type SentOffer } from './offer-book.js'
+import { formatList, MOST_LIST_BYTES, parseList, type OfferedFile, type OfferedList } from './offer-list.js'
+import { land } from './landing.js'
 
 /** How long an offer stands, and its files are lent. */
 const STANDS_MS = 7 * 24 * 3_600_000
@@ -53,38 +42,33 @@ const FLUSH_MS = 10_000
  */
 export class Offers {
   readonly #agent: Agent
-  readonly #path: string
-  #state: State
-  #writing: Promise<void> = Promise.resolve()
+  readonly #book: OfferBook
   /** Offers that are being fetched, how many bytes of each are here, and what ends it. */
   readonly #fetching = new Map<string, { done: number, isLanding: boolean, readonly abort: AbortController }>()
-  /** Offers of which a part has landed, it may be, and that failed then: by itself nothing lands a second time. */
-  readonly #landedInPart = new Set<string>()
   /** Files of the offers that are being fetched or land, and of how many. */
   readonly #landing = new Map<ContentId, number>()
+  /** Of landings, while they choose names. */
+  readonly #naming = new Turns(1)
   #flushing: Timer | undefined
   /** When what failed of a device is tried again. */
   readonly #retries = new Map<DeviceId, Timer>()
 
-  private constructor (agent: Agent, path: string, state: State) {
+  private constructor (agent: Agent, book: OfferBook) {
     this.#agent = agent
-    this.#path = path
-    this.#state = state
+    this.#book = book
   }
 
   /** Throws `bad-state`, naming the file and the field. */
   static async open (agent: Agent): Promise<Offers> {
-    const path = join(agent.home.root, 'offers.json')
-    const { store, logger } = agent
+    const { store, logger, clock } = agent
     const lost = new Set(store.lost)
-    const had: State = await readState(path, Shape) ?? { version: 1, sent: [], received: [], rules: [] }
-    const [ended, sent] = [true, false].map(isLost => had.sent.filter(one => one.files.some(id => lost.has(id)) === isLost)) as [SentOffer[], SentOffer[]]
-    const state: State = { ...had, sent }
-    if (ended.length > 0) await writeState(path, Shape, state)
+    const book = await OfferBook.open(agent.home.root, { clock, isRevoked: device => agent.revoked.has(device), changed: () => agent.mailChanged() })
+    const ended = book.now.sent.filter(({ files }) => files.some(id => lost.has(id)))
+    if (ended.length > 0) await book.change(state => ({ ...state, sent: state.sent.filter(one => !ended.includes(one)) }))
     for (const { offer, device, files } of ended) logger.warn({ offer, device, lost: files.filter(id => lost.has(id)) }, 'an offer ended: the service went down before its files were on the disk; send them again')
     // Of an offer that landed, or that nobody goes on with.
-    if (!state.received.some(one => one.state === 'accepted')) for (const id of await store.asides.all()) await store.asides.drop(id)
-    return new Offers(agent, path, state)
+    if (!book.now.received.some(one => one.state === 'accepted')) for (const id of await store.asides.all()) await store.asides.drop(id)
+    return new Offers(agent, book)
   }
 
   /** Makes durable what was taken in to be lent, when nobody waits for the disk any more. */
@@ -98,15 +82,15 @@ export class Offers {
     })
   }
 
-  get received (): readonly ReceivedOffer[] { return this.#state.received }
-  get sent (): readonly SentOffer[] { return this.#state.sent }
+  get received (): readonly ReceivedOffer[] { return this.#book.now.received }
+  get sent (): readonly SentOffer[] { return this.#book.now.sent }
 
   /** Whether files of an offer are on their way in or out of the store. */
-  get isBusy (): boolean { return this.#fetching.size > 0 || this.#standing(this.#state).received.some(({ state }) => state === 'accepted') }
+  get isBusy (): boolean { return this.#fetching.size > 0 || this.#book.standing.received.some(({ state }) => state === 'accepted') }
 
   /** What the server lends, for its env. */
   lent (): Array<{ device: DeviceId, files: ContentId[], until: string }> {
-    return this.#standing(this.#state).sent.filter(({ answer }) => answer === 'none' || answer === 'accepted').map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
+    return this.#book.standing.sent.filter(isOpen).map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
   }
 
   /** Until when a file is lent to a device (ms since 1970), or undefined. */
@@ -117,9 +101,9 @@ export class Offers {
 
   /** What a device is told by mail: the oldest first, the others when those are through. */
   mailFor (to: DeviceId): Pick<PeerMail, 'offers' | 'answers'> {
-    const { sent, received } = this.#standing(this.#state)
+    const { sent, received } = this.#book.standing
     return {
-      offers: sent.filter(({ device, answer }) => device === to && (answer === 'none' || answer === 'accepted')).slice(0, MOST_OFFERS)
+      offers: sent.filter(one => one.device === to && isOpen(one)).slice(0, MOST_OFFERS)
         .map(({ offer, list, size, files, bytes }) => ({ offer, list, size, files: files.length, bytes })),
       answers: received.filter(({ device, state }) => device === to && state !== 'offered').slice(0, MOST_OFFERS)
         .map(({ offer, state, bytes }) => ({ offer, answer: state as OfferAnswer, done: state === 'done' ? bytes : this.#fetching.get(offer)?.done ?? 0 })),
@@ -137,7 +121,7 @@ export class Offers {
       offer: randomBytes(10).toString('hex'), device, list: id, size: list.length, files: files.map(file => file.id),
       bytes: sumOf(files), until: new Date(clock.now() + STANDS_MS).toISOString(), answer: 'none',
     }
-    await this.#change(state => ({ ...state, sent: [...state.sent, sent] }))
+    await this.#book.change(state => ({ ...state, sent: [...state.sent, sent] }))
     return sent
   }
 
@@ -155,7 +139,7 @@ export class Offers {
   }
 
   find (text: string): ReceivedOffer {
-    const found = this.#state.received.filter(({ offer }) => offer === text || (text.length >= 4 && offer.startsWith(text)))
+    const found = this.received.filter(({ offer }) => offer === text || (text.length >= 4 && offer.startsWith(text)))
     if (found[0] === undefined || found.length > 1) throw new PatchcordError('not-found', `there is no offer "${text.slice(0, 40)}"`, { hint: '`patchcord inbox` lists them' })
     return found[0]
   }
@@ -166,7 +150,7 @@ export class Offers {
     if (fetching?.isLanding === true) throw new PatchcordError('conflict', 'this offer is landing already', { hint: 'remove what landed' })
     // First: what ends by it accepts nothing any more.
     fetching?.abort.abort(new PatchcordError('refused', 'the offer was refused meanwhile', { hint: 'nothing of it landed' }))
-    await this.#setState(offer, { state: 'refused' })
+    await this.#set(offer, one => ({ ...one, state: 'refused' }))
   }
 
   /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. Nothing is accepted where nothing could
@@ -189,7 +173,10 @@ export class Offers {
       ids = new Set(files.map(({ id }) => id))
       for (const id of ids) this.#landing.set(id, (this.#landing.get(id) ?? 0) + 1)
       signal.throwIfAborted()
-      await this.#setState(offer.offer, { state: 'accepted', to })
+      // In another folder it lands anew.
+      const { landing: tops, ...anew } = offer
+      const goesOn = offer.to === to && tops !== undefined
+      await this.#set(offer.offer, one => ({ ...goesOn ? one : anew, state: 'accepted', to }))
       onEvent({ event: 'accepted', offer: offer.offer })
       const before = new Set(await this.#agent.store.asides.all())
       const stored = await this.#agent.store.having(files)
@@ -208,11 +195,13 @@ export class Offers {
       })
       signal.throwIfAborted()
       fetching.isLanding = true
-      this.#landedInPart.add(offer.offer)
       const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
-      const landed = await land(this.#agent.store, list, to, { asides, onBytes: bytes => { meter.add(bytes) } })
-      await this.#setState(offer.offer, { state: 'done' })
-      this.#landedInPart.delete(offer.offer)
+      const landed = await land(this.#agent.store, list, to, {
+        asides,
+        onBytes: bytes => { meter.add(bytes) },
+        note: { tops: goesOn ? tops : undefined, keep: landing => this.#set(offer.offer, one => ({ ...one, landing: [...landing] })), alone: task => this.#naming.run(task) },
+      })
+      await this.#set(offer.offer, one => ({ ...one, state: 'done' }))
       // Only now: should this process die before, they are not fetched again.
       await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
@@ -252,30 +241,30 @@ export class Offers {
 
   /** What becomes of offers of a device from now on. */
   async rule (device: DeviceId, rule: 'ask' | 'accept' | 'refuse', to?: string): Promise<void> {
-    await this.#change(state => ({ ...state, rules: [...state.rules.filter(one => one.device !== device), { device, rule, ...to === undefined ? {} : { to } }] }))
+    await this.#book.change(state => ({ ...state, rules: [...state.rules.filter(one => one.device !== device), { device, rule, ...to === undefined ? {} : { to } }] }))
   }
 
   /** What a device's newest mail says of offers, theirs and ours. */
   async mailCame (device: DeviceId, { offers, answers }: Pick<PeerMail, 'offers' | 'answers'>): Promise<void> {
     for (const { offer, answer, done } of answers) {
-      if (answer === 'accepted' && done > 0 && this.#state.sent.some(one => one.offer === offer && one.device === device)) this.#agent.emit({ event: 'offer-progress', offer, device, done })
+      if (answer === 'accepted' && done > 0 && this.sent.some(one => one.offer === offer && one.device === device)) this.#agent.emit({ event: 'offer-progress', offer, device, done })
     }
     // What follows is worked out from what is there: what is on its way to the disk comes first.
-    for (let before: Promise<void> | undefined; before !== this.#writing;) await (before = this.#writing)
+    await this.#book.settled()
     const answered = new Map(answers.map(({ offer, answer }) => [offer, answer]))
     const standing = new Set(offers.map(({ offer }) => offer))
     // Whoever they came from: by its name one of them is accepted.
-    const known = new Set(this.#state.received.map(({ offer }) => offer))
+    const known = new Set(this.received.map(({ offer }) => offer))
     const fresh: ReceivedOffer[] = [...new Map(offers.map(one => [one.offer, one])).values()].filter(({ offer }) => !known.has(offer)).map(offer => ({ ...offer, device, state: 'offered' }))
-    const sent = this.#state.sent.map(one => one.device === device && answered.has(one.offer) ? { ...one, answer: answered.get(one.offer) ?? one.answer } : one)
+    const sent = this.sent.map(one => one.device === device && answered.has(one.offer) ? { ...one, answer: answered.get(one.offer) ?? one.answer } : one)
     // Once the sender has seen the answer it takes the offer away, and both forget it.
-    const received = this.#state.received.filter(one => one.device !== device || standing.has(one.offer) || (one.state === 'accepted'))
-    if (fresh.length > 0 || received.length < this.#state.received.length || sent.some((one, at) => one !== this.#state.sent[at] && one.answer !== this.#state.sent[at]?.answer)) {
+    const received = this.received.filter(one => one.device !== device || standing.has(one.offer) || (one.state === 'accepted'))
+    if (fresh.length > 0 || received.length < this.received.length || sent.some((one, at) => one.answer !== this.sent[at]?.answer)) {
       for (const one of sent) {
-        if (one.answer !== this.#state.sent.find(({ offer }) => offer === one.offer)?.answer) this.#agent.emit({ event: 'offer-answered', offer: one.offer, device, answer: one.answer })
+        if (one.answer !== this.sent.find(({ offer }) => offer === one.offer)?.answer) this.#agent.emit({ event: 'offer-answered', offer: one.offer, device, answer: one.answer })
       }
-      const open = sent.filter(({ answer }) => answer === 'none' || answer === 'accepted')
-      await this.#change(state => ({ ...state, sent: open, received: [...received, ...fresh] }))
+      const open = sent.filter(isOpen)
+      await this.#book.change(state => ({ ...state, sent: open, received: [...received, ...fresh] }))
       if (open.length < sent.length) this.flush(0)
     }
     for (const one of fresh) this.#agent.emit({ event: 'offer', offer: one.offer, device, files: one.files, bytes: one.bytes })
@@ -284,11 +273,11 @@ export class Offers {
 
   /** Begins what was accepted of a device, or is by rule, and is not under way. */
   async #goOn (device: DeviceId): Promise<void> {
-    const rule = this.#state.rules.find(one => one.device === device)
-    for (const one of this.#state.received.filter(one => one.device === device)) {
+    const rule = this.#book.now.rules.find(one => one.device === device)
+    for (const one of this.received.filter(one => one.device === device)) {
       const to = one.to ?? rule?.to
       if (one.state === 'offered' && rule?.rule === 'refuse') await this.refuse(one.offer)
-      else if (to !== undefined && !this.#fetching.has(one.offer) && !this.#landedInPart.has(one.offer) && (one.state === 'accepted' || (one.state === 'offered' && rule?.rule === 'accept'))) {
+      else if (to !== undefined && !this.#fetching.has(one.offer) && (one.state === 'accepted' || (one.state === 'offered' && rule?.rule === 'accept'))) {
         this.accept(one, to, () => undefined).catch((error: unknown) => {
           this.#agent.logger.warn({ device, offer: one.offer, reason: messageOf(error) }, 'an accepted offer was not fetched')
           if (!(error instanceof PatchcordError && NOT_AGAIN.has(error.code))) this.#again(device)
@@ -324,26 +313,8 @@ export class Offers {
     return (await downloads.fetch(id, { size, sources, onEvent: ends, signal: signal === undefined ? full.signal : AbortSignal.any([signal, full.signal]) })).isAside
   }
 
-  async #setState (offer: string, change: Partial<ReceivedOffer>): Promise<void> {
-    await this.#change(state => ({ ...state, received: state.received.map(one => one.offer === offer ? { ...one, ...change } : one) }))
-  }
-
-  /** Without offers that are over: their time is up, or the device is trusted no more. */
-  #standing (state: State): State {
-    const { clock, revoked } = this.#agent
-    const now = clock.now()
-    return { ...state, sent: state.sent.filter(({ device, until }) => Date.parse(until) > now && !revoked.has(device)), received: state.received.filter(({ device }) => !revoked.has(device)) }
-  }
-
-  #change (change: (state: State) => State): Promise<void> {
-    const written = this.#writing.then(async () => {
-      const next = this.#standing(change(this.#state))
-      await writeState(this.#path, Shape, next)
-      this.#state = next
-      await this.#agent.mailChanged()
-    })
-    this.#writing = written.catch(() => undefined)
-    return written
+  async #set (offer: string, change: (one: ReceivedOffer) => ReceivedOffer): Promise<void> {
+    await this.#book.change(state => ({ ...state, received: state.received.map(one => one.offer === offer ? change(one) : one) }))
   }
 }
 

@@ -1,0 +1,212 @@
+import { lstat, mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { syncFolder } from '../core/durable-file.js'
+import { fileError, systemCode } from '../core/errors.js'
+import type { ContentId } from '../core/ids.js'
+import { numbered } from '../core/safe-name.js'
+import { hasContent } from '../files/has-content.js'
+import { removeLeftovers } from '../files/folders.js'
+import type { FileStore } from '../files/store.js'
+import { copySynced, isCopyTemporary, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
+import type { OfferedFile, OfferedList, OfferedPath } from './offer-list.js'
+
+// How what an inbox accepted becomes the person's files. Nothing that is there is ever replaced: a top name that is taken gets a number, and
+// what is below it is so always in a folder that was just made.
+//
+// A landing may be cut at any moment. Which folders it made is noted before they are there, so that the next one goes on in them: what lies there,
+// right and whole, has landed; everything else there is the person's, and what is missing lands beside it. A file has its name only once it is
+// whole (copy-out.ts, asides.ts), so that nothing is ever mended.
+
+/** A folder that lies in the folder of the person's choice itself: what the list calls it, and what it is called there. */
+export interface Top { readonly name: string, readonly as: string }
+
+/** What is kept of a landing for the one that goes on with it. */
+export interface LandingNote {
+  /** What an earlier landing of the same list in the same folder kept; undefined where there was none. */
+  readonly tops: readonly Top[] | undefined
+  /** Keeps it, durably. */
+  keep (tops: readonly Top[]): Promise<void>
+  /** Runs what chooses names while no other landing does: a name that was noted is then never another's. */
+  alone<Result> (task: () => Promise<Result>): Promise<Result>
+}
+
+export interface LandingOptions {
+  /** What was fetched for this offer alone: it becomes the person's file, while what the store keeps is copied. */
+  readonly asides?: ReadonlySet<ContentId>
+  readonly onBytes?: OnBytes
+  readonly note?: LandingNote
+  /** Ends it between two files, with the signal's reason. */
+  readonly signal?: AbortSignal
+}
+
+const NO_NOTE: LandingNote = { tops: undefined, keep: () => Promise.resolve(), alone: task => task() }
+/** Files that are given their names, or copied out, or looked for, at once. */
+const AT_ONCE = 64
+
+/** Writes files, of the store or of what was fetched aside, and the empty folders below `to` (made where it is missing) in the shape of the
+ * list. All of it is on the disk when it resolves. Where each top name landed, in the order of the list. Throws what the disk says. */
+export async function land (store: FileStore, list: OfferedList, to: string, options: LandingOptions = {}): Promise<string[]> {
+  return await new Landing(store, to, options).land(list)
+}
+
+class Landing {
+  readonly #store: FileStore
+  readonly #to: string
+  readonly #options: LandingOptions
+  readonly #note: LandingNote
+  readonly #folders = new Map<string, string>()
+  /** What an earlier landing left, as the system calls it, and what of it is taken: two names of a list may be one on a disk to which
+   * capital letters are small ones. */
+  readonly #taken = new Set<string>()
+
+  constructor (store: FileStore, to: string, options: LandingOptions) {
+    this.#store = store
+    this.#to = to
+    this.#options = options
+    this.#note = options.note ?? NO_NOTE
+  }
+
+  async land ({ files, folders = [] }: OfferedList): Promise<string[]> {
+    await prepareFolder(this.#to)
+    const paths = [...files.map(({ path }) => path.slice(0, -1)), ...folders].filter(path => path.length > 0)
+    await this.#note.alone(() => this.#makeTops(new Set(paths.map(([top]) => top!))))
+    for (const path of paths) await this.#folder(path)
+    const isAgain = this.#note.tops !== undefined
+    if (isAgain) for (const folder of [this.#to, ...this.#folders.values()]) await removeLeftovers(folder, isCopyTemporary)
+    const landed = new Map<OfferedFile, string>()
+    // Before anything new is there that could be taken for it.
+    if (isAgain) await this.#each(files, async file => { await this.#find(file, landed) })
+    const missing = files.filter(file => !landed.has(file))
+    // Beside what is there already, names that are taken get their numbers in the order of the list.
+    for (const file of missing.filter(({ path }) => path.length === 1)) {
+      this.#options.signal?.throwIfAborted()
+      landed.set(file, await this.#put(file))
+    }
+    await this.#each(missing.filter(file => !landed.has(file)), async file => { await this.#put(file) })
+    await Promise.all([this.#to, ...this.#folders.values()].map(async path => { await syncFolder(path).catch((error: unknown) => { throw fileError(error, path) }) }))
+    const tops = [...files.map(file => file.path.length === 1 ? landed.get(file)! : this.#folders.get(file.path[0]!)!), ...folders.map(([top]) => this.#folders.get(top!)!)]
+    return [...new Set(tops)]
+  }
+
+  async #each (files: readonly OfferedFile[], work: (file: OfferedFile) => Promise<void>): Promise<void> {
+    const left = files.values()
+    const lanes = await Promise.allSettled(Array.from({ length: AT_ONCE }, async () => {
+      for (const file of left) {
+        this.#options.signal?.throwIfAborted()
+        await work(file)
+      }
+    }))
+    for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
+  }
+
+  /** The folders that lie in the chosen one itself: noted, then made; or those that were noted. */
+  async #makeTops (names: ReadonlySet<string>): Promise<void> {
+    const noted = new Map(this.#note.tops?.map(({ name, as }) => [name, as]))
+    const tops = new Map(noted)
+    let left = [...names]
+    do {
+      for (const name of left) {
+        const as = noted.get(name)
+        if (as !== undefined && (await kindOf(join(this.#to, as)) ?? 'folder') === 'folder') continue
+        noted.delete(name)
+        tops.set(name, await this.#freeName(name, new Set([...tops].flatMap(([other, as]) => other === name ? [] : [as]))))
+      }
+      await this.#note.keep([...tops].map(([name, as]) => ({ name, as })))
+      const lost: string[] = []
+      for (const name of left) {
+        const path = join(this.#to, tops.get(name)!)
+        try {
+          await mkdir(path)
+        } catch (error) {
+          if (systemCode(error) !== 'EEXIST') throw fileError(error, path)
+          // Somebody else was faster.
+          if (!noted.has(name)) lost.push(name)
+        }
+        if (!lost.includes(name)) await this.#take(name, path)
+      }
+      left = lost
+    } while (left.length > 0)
+  }
+
+  async #freeName (name: string, others: ReadonlySet<string>): Promise<string> {
+    for (let attempt = 1; ; attempt++) {
+      const as = numbered(name, attempt)
+      if (!others.has(as) && await kindOf(join(this.#to, as)) === undefined) return as
+    }
+  }
+
+  /** The folder with these parts; made, with those above it, where that was not yet. */
+  async #folder (parts: OfferedPath): Promise<string> {
+    const key = parts.join('/')
+    const known = this.#folders.get(key)
+    if (known !== undefined) return known
+    const above = await this.#folder(parts.slice(0, -1))
+    const path = await underFreeName(above, parts.at(-1)!, async path => {
+      await makeFolder(path).catch(async (error: unknown) => {
+        if (systemCode(error) !== 'EEXIST' || this.#note.tops === undefined || await kindOf(path) !== 'folder' || this.#taken.has(await nameOf(path))) throw error
+      })
+    })
+    await this.#take(key, path)
+    return path
+  }
+
+  async #take (key: string, path: string): Promise<void> {
+    this.#folders.set(key, path)
+    if (this.#note.tops !== undefined) this.#taken.add(await nameOf(path))
+  }
+
+  /** Where the file lands. */
+  #placeOf ({ path }: OfferedFile): { at: string, name: string } {
+    return { at: path.length === 1 ? this.#to : this.#folders.get(path.slice(0, -1).join('/'))!, name: path.at(-1)! }
+  }
+
+  async #put (file: OfferedFile): Promise<string> {
+    const { asides, onBytes } = this.#options
+    const { id, size } = file
+    const { at, name } = this.#placeOf(file)
+    return await underFreeName(at, name, async target => {
+      const isAside = asides?.has(id) === true
+      if (isAside && await this.#store.asides.giveTo(id, target)) onBytes?.(size)
+      else await copySynced(isAside ? this.#store.asides.path(id) : this.#store.path(id), target, onBytes)
+    })
+  }
+
+  /** Looks whether an earlier landing put the file where it belongs, under its name or one with a number. */
+  async #find (file: OfferedFile, landed: Map<OfferedFile, string>): Promise<void> {
+    const { id, size } = file
+    const { at, name } = this.#placeOf(file)
+    for (let attempt = 1; ; attempt++) {
+      const path = join(at, numbered(name, attempt))
+      const kind = await kindOf(path)
+      if (kind === undefined) return
+      if (kind !== 'file') continue
+      const own = await nameOf(path)
+      if (this.#taken.has(own) || !(await this.#isAside(id, own) || await hasContent(path, id, size, this.#store.hashes)) || this.#taken.has(own)) continue
+      this.#taken.add(own)
+      landed.set(file, path)
+      this.#options.onBytes?.(size)
+      return
+    }
+  }
+
+  /** Whether it is a second name of what was fetched, which was read already. */
+  async #isAside (id: ContentId, own: string): Promise<boolean> {
+    return this.#options.asides?.has(id) === true && await nameOf(this.#store.asides.path(id)) === own
+  }
+}
+
+async function kindOf (path: string): Promise<'folder' | 'file' | 'other' | undefined> {
+  try {
+    const status = await lstat(path)
+    return status.isDirectory() ? 'folder' : status.isFile() ? 'file' : 'other'
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return undefined
+    throw fileError(error, path)
+  }
+}
+
+/** What the system itself calls it. */
+async function nameOf (path: string): Promise<string> {
+  const { dev, ino } = await lstat(path, { bigint: true })
+  return `${dev}:${ino}`
+}

@@ -1,0 +1,164 @@
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import t from 'tap'
+import { land, type LandingNote, type Top } from '../src/agent/landing.js'
+import type { OfferedFile } from '../src/agent/offer-list.js'
+import type { ContentId } from '../src/core/ids.js'
+import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
+import { FileStore } from '../src/files/store.js'
+import { killWhileLanding, startLandingWorld } from './fixtures/landing-faults.js'
+
+const folder = mkdtempSync(join(tmpdir(), 'pcl-'))
+t.teardown(() => { rmSync(folder, { recursive: true }) })
+
+/** What is below a folder: each file's content, and each folder without anything in it. */
+function contentsOf (root: string, below = ''): Map<string, string> {
+  const entries = readdirSync(join(root, below), { withFileTypes: true })
+  if (entries.length === 0) return new Map([[`${below}/`, '']])
+  return new Map(entries.flatMap(entry => {
+    const path = below === '' ? entry.name : `${below}/${entry.name}`
+    return entry.isDirectory() ? [...contentsOf(root, path)] : [[path, readFileSync(join(root, path), 'latin1')]]
+  }))
+}
+
+/** A note that is kept as long as the test wants. */
+function noteOf (kept: { tops?: readonly Top[] | undefined }): LandingNote {
+  return {
+    tops: kept.tops,
+    keep: tops => {
+      kept.tops = structuredClone(tops)
+      return Promise.resolve()
+    },
+    alone: task => task(),
+  }
+}
+
+await t.test('a landing that is cut anywhere goes on where it was: nothing is replaced, and nothing whole is there twice', async t => {
+  const store = await FileStore.open(join(folder, 'one', 'files'))
+  t.teardown(() => store.close())
+  const asides = new Set<ContentId>()
+  const file = async (path: string, bytes: Buffer, isAside = true): Promise<OfferedFile & { text: string }> => {
+    const leaves = Array.from({ length: Math.max(1, Math.ceil(bytes.length / LEAF_BYTES)) }, (_, n) => leafHash(bytes.subarray(n * LEAF_BYTES, (n + 1) * LEAF_BYTES)))
+    const id = contentIdOf(Buffer.concat(leaves))
+    if (isAside) {
+      asides.add(id)
+      await store.putAside(id, bytes)
+    } else {
+      writeFileSync(join(folder, 'source'), bytes)
+      await store.add(join(folder, 'source'))
+    }
+    return { path: path.split('/'), size: bytes.length, id, text: bytes.toString('latin1') }
+  }
+  const twice = Buffer.from('the same bytes')
+  const files = [
+    await file('a.txt', Buffer.from('theirs')), await file('same', twice), await file('same', twice), await file('same', Buffer.from('others')),
+    await file('holiday/a', Buffer.from('a')), await file('holiday/deep/b', twice), await file('holiday/deep/nothing', Buffer.alloc(0)), await file('holiday/large', randomBytes(LEAF_BYTES + 7), false),
+    await file('work/c', Buffer.from('c'), false),
+  ]
+  const folders = [['holiday', 'empty', 'deeper'], ['hollow']]
+  // What two names of one list are called beside the person's own.
+  const names = ['a (2).txt', 'same', 'same (2)', 'same (3)', 'holiday (2)/a', 'holiday (2)/deep/b', 'holiday (2)/deep/nothing', 'holiday (2)/large', 'work/c']
+  const path = store.path.bind(store)
+  const giveTo = store.asides.giveTo.bind(store.asides)
+  t.teardown(() => { store.path = path })
+  /** Throws when so many steps are done: at once, or after the step. */
+  const cutAt = (cut: number, isAfter: boolean, note: LandingNote): LandingNote => {
+    let steps = 0
+    const step = async <Result>(does: () => Promise<Result>): Promise<Result> => {
+      const mine = ++steps
+      if (mine === cut && !isAfter) throw new Error('cut')
+      const result = await does()
+      if (mine === cut) throw new Error('cut')
+      return result
+    }
+    store.asides.giveTo = (id, to) => step(() => giveTo(id, to))
+    store.path = id => {
+      if (++steps === cut) throw new Error('cut')
+      return path(id)
+    }
+    return { ...note, keep: tops => step(() => note.keep(tops)) }
+  }
+  const places = { cut: 0, whole: 0 }
+  for (let cut = 1; places.whole < 2; cut++) {
+    places.whole = 0
+    for (const isAfter of [false, true]) {
+      const to = mkdtempSync(join(folder, 'to-'))
+      mkdirSync(join(to, 'holiday'))
+      writeFileSync(join(to, 'holiday', 'a'), 'mine')
+      writeFileSync(join(to, 'a.txt'), 'mine')
+      const kept: { tops?: readonly Top[] } = {}
+      const where = `cut ${isAfter ? 'after' : 'at'} step ${cut}`
+      try {
+        await land(store, { files, folders }, to, { asides, note: cutAt(cut, isAfter, noteOf(kept)) })
+        places.whole += 1
+      } catch (error) {
+        t.match(error, { message: 'cut' })
+        places.cut += 1
+      }
+      // What the person does meanwhile, where that is not taken yet; and what a process that was killed left of a copy.
+      const mine = new Map([['holiday/a', 'mine'], ['a.txt', 'mine']])
+      for (const name of ['holiday (2)/deep/b', 'work/own']) {
+        if (!existsSync(join(to, name, '..')) || existsSync(join(to, name))) continue
+        writeFileSync(join(to, name), 'mine, too')
+        mine.set(name, 'mine, too')
+      }
+      writeFileSync(join(to, '.patchcord-0123456789ab.part'), 'half')
+      utimesSync(join(to, '.patchcord-0123456789ab.part'), 1, 1)
+      store.asides.giveTo = giveTo
+      store.path = path
+      const landed = await land(store, { files, folders }, to, { asides, note: noteOf(kept) })
+      // A landing that was cut before anything was noted is the first one.
+      const expected = new Map([...mine, ...names.map((name, n) => [mine.has(name) ? name.replace('/b', '/b (2)') : name, files[n]!.text] as const), ['holiday (2)/empty/deeper/', ''] as const, ['hollow/', ''] as const])
+      const found = contentsOf(to)
+      found.delete(cut === 1 && !isAfter ? '.patchcord-0123456789ab.part' : '')
+      t.strictSame([...found.keys()].toSorted(), [...expected.keys()].toSorted(), where)
+      // Which of three files of one name has which number is nobody's matter.
+      for (const name of expected.keys()) if (!name.startsWith('same')) t.equal(found.get(name) === expected.get(name), true, `${where}: ${name}`)
+      t.strictSame(['same', 'same (2)', 'same (3)'].map(name => found.get(name)).toSorted(), ['others', String(twice), String(twice)])
+      t.strictSame(new Set(landed), new Set(['a (2).txt', 'same', 'same (2)', 'same (3)', 'holiday (2)', 'work', 'hollow'].map(name => join(to, name))), where)
+    }
+  }
+  t.ok(places.cut > 15, `it was cut in ${places.cut} ways`)
+})
+
+await t.test('what was noted and is no folder any more, or was somebody else\'s first', async t => {
+  const home = mkdtempSync(join(folder, 'other-'))
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  writeFileSync(join(home, 'source'), 'theirs')
+  const { id, size } = await store.add(join(home, 'source'))
+  const to = join(home, 'to')
+  mkdirSync(join(to, 'elsewhere'), { recursive: true })
+  symlinkSync(join(to, 'elsewhere'), join(to, 'd'))
+  const files = [{ path: ['d', 'x'], size, id }]
+  const kept: { tops?: readonly Top[] } = { tops: [{ name: 'd', as: 'd' }] }
+  t.strictSame(await land(store, { files }, to, { note: noteOf(kept) }), [join(to, 'd (2)')], 'a link is never gone through')
+  t.strictSame([readdirSync(join(to, 'elsewhere')), kept.tops], [[], [{ name: 'd', as: 'd (2)' }]])
+  // Between the note and the folder.
+  const first: { tops?: readonly Top[] } = {}
+  const note = noteOf(first)
+  await land(store, { files }, to, {
+    note: {
+      ...note,
+      keep: async tops => {
+        await note.keep(tops)
+        if (tops[0]?.as === 'd (3)') mkdirSync(join(to, 'd (3)'))
+      },
+    },
+  })
+  t.strictSame([readdirSync(join(to, 'd (3)')), readFileSync(join(to, 'd (4)/x'), 'utf8'), first.tops], [[], 'theirs', [{ name: 'd', as: 'd (4)' }]])
+  const stop = new AbortController()
+  stop.abort(new Error('stopping'))
+  await t.rejects(land(store, { files }, to, { note: noteOf({}), signal: stop.signal }), { message: 'stopping' })
+})
+
+await t.test('kill -9 of the receiver while an offer lands (npm run test:faults landing makes 50)', async t => {
+  const world = await startLandingWorld(mkdtempSync(join(folder, 'k')), 400)
+  t.teardown(() => world.stop())
+  for (const [run, [share, delay]] of ([[0, 0], [0.3, 3], [0.9, 10]] as const).entries()) {
+    const { right, what } = await killWhileLanding(world, run, share, delay)
+    t.ok(right, what)
+  }
+})
