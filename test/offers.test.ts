@@ -290,3 +290,73 @@ await t.test('send and inbox: seen, accepted, refused, by rule; lent to one devi
   lab.clock.advance(7 * 24 * 3_600_000 + 1)
   t.strictSame([ours.lent(), ours.mailFor(to2).offers], [[], []], 'an offer whose time is up lends nothing, and keeps nothing in the store')
 })
+
+await t.test('what was accepted and did not land is tried again by itself, and nothing is there twice; a service that stopped tries nothing', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const [laptop, friend] = [await lab.device({ user: 'u1', name: 'laptop' }), await lab.device({ user: 'u2', name: 'friend' })]
+  await lab.pair(laptop, friend)
+  const folder = t.testdir({ holiday: Object.fromEntries(Array.from({ length: 5 }, (_, n) => [`${n}`, `picture ${n}`])), to: {} })
+  const to = join(folder, 'to')
+  const { agent } = friend
+  const offered = async (): Promise<string> => {
+    const { offer } = await laptop.call('send', { device: 'friend', paths: [join(folder, 'holiday')], wait: false })
+    await lab.until('the offer', () => agent.offers.received.some(one => one.offer === offer))
+    return offer
+  }
+  const failsOnce = (after: number): void => {
+    const giveTo = agent.store.asides.giveTo.bind(agent.store.asides)
+    let left = after
+    agent.store.asides.giveTo = async (id, path) => {
+      if (left-- > 0) return await giveTo(id, path)
+      agent.store.asides.giveTo = giveTo
+      throw Object.assign(new Error('no space left on device'), { code: 'ENOSPC' })
+    }
+  }
+  const landed = (offer: string) => () => {
+    lab.clock.advance(1_000)
+    return agent.offers.received.every(one => one.offer !== offer || one.state === 'done')
+  }
+
+  // What an offer failed for before any of it landed.
+  const first = await offered()
+  await t.rejects(agent.offers.accept(agent.offers.find(first), to, ({ event }) => {
+    if (event !== 'accepted') return
+    rmSync(to, { recursive: true })
+    writeFileSync(to, 'in the way')
+  }), { code: 'unreadable', message: `${to} is not a folder` })
+  rmSync(to)
+  await lab.until('another attempt', landed(first))
+  t.strictSame(readdirSync(to), ['holiday'])
+
+  // Half-way: by itself, and when it is said once more.
+  for (const isSaid of [false, true]) {
+    const offer = await offered()
+    failsOnce(2)
+    await t.rejects(friend.call('inbox-accept', { offer, to }), { code: 'disk-full' })
+    if (isSaid) t.match(await friend.call('inbox-accept', { offer, to }), { files: 5, landed: [join(to, 'holiday (3)')] })
+    await lab.until('the rest', landed(offer))
+  }
+  t.strictSame(readdirSync(to).toSorted(), ['holiday', 'holiday (2)', 'holiday (3)'])
+  for (const name of readdirSync(to)) t.strictSame(readdirSync(join(to, name)), ['0', '1', '2', '3', '4'], name)
+  // In another folder nothing of it is there yet.
+  const moved = await offered()
+  failsOnce(2)
+  await t.rejects(friend.call('inbox-accept', { offer: moved, to }), { code: 'disk-full' })
+  t.match(await friend.call('inbox-accept', { offer: moved, to: join(folder, 'elsewhere') }), { landed: [join(folder, 'elsewhere', 'holiday')] })
+  t.strictSame(readdirSync(join(folder, 'elsewhere', 'holiday')), ['0', '1', '2', '3', '4'])
+
+  const last = await offered()
+  failsOnce(0)
+  await t.rejects(friend.call('inbox-accept', { offer: last, to }), { code: 'disk-full' })
+  const asked: string[] = []
+  const stores = [laptop.agent.store, agent.store]
+  await Promise.all([laptop.stop(), friend.stop()])
+  for (const store of stores) {
+    store.flush = () => Promise.resolve(asked.push('flush')).then(() => undefined)
+    store.has = () => Promise.resolve(asked.push('has') < 0)
+  }
+  lab.clock.advance(60_000)
+  await new Promise(resolve => { setImmediate(resolve) })
+  t.strictSame(asked, [], 'neither what is lent is made durable, nor is anything fetched')
+})

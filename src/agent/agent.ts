@@ -404,6 +404,7 @@ export class Agent {
     this.life.wake()
     // Before the control socket: a `get` that ends because the service does stays on the list of downloads.
     this.#resources.add(() => this.downloads.stop())
+    this.#resources.add(() => { this.offers.stop() })
   }
 
   async #startFollowing (): Promise<void> {

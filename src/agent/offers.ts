@@ -52,6 +52,7 @@ export class Offers {
   #flushing: Timer | undefined
   /** When what failed of a device is tried again. */
   readonly #retries = new Map<DeviceId, Timer>()
+  #isStopping = false
 
   private constructor (agent: Agent, book: OfferBook) {
     this.#agent = agent
@@ -71,10 +72,20 @@ export class Offers {
     return new Offers(agent, book)
   }
 
+  /** Nothing begins any more. What is being fetched ends, and what lands does so after the files that are under way; the next process goes on. */
+  stop (): void {
+    this.#isStopping = true
+    this.#flushing?.cancel()
+    for (const timer of this.#retries.values()) timer.cancel()
+    this.#retries.clear()
+    for (const { abort } of this.#fetching.values()) abort.abort(stopping())
+  }
+
   /** Makes durable what was taken in to be lent, when nobody waits for the disk any more. */
   flush (delay = FLUSH_MS): void {
     const { clock, store, logger } = this.#agent
-    if (this.#flushing !== undefined && delay > 0) return
+    // Closing the store does so too.
+    if (this.#isStopping || (this.#flushing !== undefined && delay > 0)) return
     this.#flushing?.cancel()
     this.#flushing = clock.after(delay, () => {
       this.#flushing = undefined
@@ -153,11 +164,12 @@ export class Offers {
     await this.#set(offer, one => ({ ...one, state: 'refused' }))
   }
 
-  /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash. Nothing is accepted where nothing could
-   * land. */
+  /** Fetches an offer and puts it into the folder `to`; what landed. It goes on after a crash, and where it failed for what may pass. Nothing
+   * is accepted where nothing could land. */
   async accept (offer: ReceivedOffer, to: string, onEvent: (event: InboxAcceptEvent) => void, given?: AbortSignal): Promise<{ files: number, folders: number, bytes: number, landed: string[] }> {
     if (this.#fetching.has(offer.offer)) throw new PatchcordError('already-exists', 'this offer is being fetched already', { hint: 'wait for it to end' })
     if (offer.state === 'done') throw new PatchcordError('already-exists', 'this offer was fetched already')
+    if (this.#isStopping) throw stopping()
     const abort = new AbortController()
     const signal = given === undefined ? abort.signal : AbortSignal.any([abort.signal, given])
     // Each file that is on its way listens.
@@ -198,6 +210,7 @@ export class Offers {
       const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
       const landed = await land(this.#agent.store, list, to, {
         asides,
+        signal: abort.signal,
         onBytes: bytes => { meter.add(bytes) },
         note: { tops: goesOn ? tops : undefined, keep: landing => this.#set(offer.offer, one => ({ ...one, landing: [...landing] })), alone: task => this.#naming.run(task) },
       })
@@ -206,6 +219,10 @@ export class Offers {
       await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
       return { files: files.length, folders: list.folders.length, bytes: total, landed }
+    } catch (error) {
+      // Who ended it wants to go on when the device is heard of next, and not by itself.
+      if (given?.aborted !== true && !(error instanceof PatchcordError && NOT_AGAIN.has(error.code))) this.#again(offer.device)
+      throw error
     } finally {
       for (const id of ids) {
         const left = (this.#landing.get(id) ?? 1) - 1
@@ -273,6 +290,7 @@ export class Offers {
 
   /** Begins what was accepted of a device, or is by rule, and is not under way. */
   async #goOn (device: DeviceId): Promise<void> {
+    if (this.#isStopping) return
     const rule = this.#book.now.rules.find(one => one.device === device)
     for (const one of this.received.filter(one => one.device === device)) {
       const to = one.to ?? rule?.to
@@ -280,7 +298,6 @@ export class Offers {
       else if (to !== undefined && !this.#fetching.has(one.offer) && (one.state === 'accepted' || (one.state === 'offered' && rule?.rule === 'accept'))) {
         this.accept(one, to, () => undefined).catch((error: unknown) => {
           this.#agent.logger.warn({ device, offer: one.offer, reason: messageOf(error) }, 'an accepted offer was not fetched')
-          if (!(error instanceof PatchcordError && NOT_AGAIN.has(error.code))) this.#again(device)
         })
       }
     }
@@ -289,7 +306,7 @@ export class Offers {
   /** Where the device is not there, its next mail comes with it. */
   #again (device: DeviceId): void {
     const { clock, logger, peers } = this.#agent
-    if (this.#retries.has(device) || peers.peer(device)?.link.connected !== true) return
+    if (this.#isStopping || this.#retries.has(device) || peers.peer(device)?.link.connected !== true) return
     this.#retries.set(device, clock.after(RETRY_MS, () => {
       this.#retries.delete(device)
       this.#goOn(device).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'what was accepted is not gone on with') })
@@ -316,6 +333,10 @@ export class Offers {
   async #set (offer: string, change: (one: ReceivedOffer) => ReceivedOffer): Promise<void> {
     await this.#book.change(state => ({ ...state, received: state.received.map(one => one.offer === offer ? change(one) : one) }))
   }
+}
+
+function stopping (): PatchcordError {
+  return new PatchcordError('stopped', 'the service is stopping')
 }
 
 function sumOf (files: readonly OfferedFile[]): number {
