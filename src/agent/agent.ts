@@ -324,10 +324,10 @@ export class Agent {
     await this.#databasesAre(await this.#couch.databases())
   }
 
-  /** Tells the server what others are offered and lent now. */
-  async mailChanged (): Promise<void> {
+  /** Tells the server what others are offered now, and lent: thousands of files, it may be, and so only where others are. */
+  async mailChanged (isLent: boolean): Promise<void> {
     // Before the server runs there is nobody to tell: its env will have them.
-    if (this.#server !== undefined) await this.#server.update({ mail: this.#env.mail(), lent: this.#env.lent() })
+    if (this.#server !== undefined) await this.#server.update({ mail: this.#env.mail(), ...isLent ? { lent: this.#env.lent() } : {} })
   }
 
   /** To be called as soon as the service is told to end: a signal to the whole group of processes ends the children too, before

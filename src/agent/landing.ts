@@ -4,6 +4,7 @@ import { syncFolder } from '../core/durable-file.js'
 import { fileError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
 import { numbered } from '../core/safe-name.js'
+import { eachWithin } from '../core/within.js'
 import { hasContent } from '../files/has-content.js'
 import { removeLeftovers } from '../files/folders.js'
 import type { FileStore } from '../files/store.js'
@@ -83,7 +84,7 @@ class Landing {
       landed.set(file, await this.#put(file))
     }
     await this.#each(missing.filter(file => !landed.has(file)), async file => { await this.#put(file) })
-    await Promise.all([this.#to, ...this.#folders.values()].map(async path => { await syncFolder(path).catch((error: unknown) => { throw fileError(error, path) }) }))
+    await eachWithin([this.#to, ...this.#folders.values()], AT_ONCE, () => 1, async path => { await syncFolder(path).catch((error: unknown) => { throw fileError(error, path) }) })
     const tops = [...files.map(file => file.path.length === 1 ? landed.get(file)! : this.#folders.get(file.path[0]!)!), ...folders.map(([top]) => this.#folders.get(top!)!)]
     return [...new Set(tops)]
   }
@@ -103,13 +104,16 @@ class Landing {
   async #makeTops (names: ReadonlySet<string>): Promise<void> {
     const noted = new Map(this.#note.tops?.map(({ name, as }) => [name, as]))
     const tops = new Map(noted)
+    const given = new Set(tops.values())
     let left = [...names]
     do {
       for (const name of left) {
         const as = noted.get(name)
         if (as !== undefined && (await kindOf(join(this.#to, as)) ?? 'folder') === 'folder') continue
         noted.delete(name)
-        tops.set(name, await this.#freeName(name, new Set([...tops].flatMap(([other, as]) => other === name ? [] : [as]))))
+        const free = await this.#freeName(name, given)
+        tops.set(name, free)
+        given.add(free)
       }
       await this.#note.keep([...tops].map(([name, as]) => ({ name, as })))
       const lost: string[] = []
@@ -120,18 +124,21 @@ class Landing {
         } catch (error) {
           if (systemCode(error) !== 'EEXIST') throw fileError(error, path)
           // Somebody else was faster.
-          if (!noted.has(name)) lost.push(name)
+          if (!noted.has(name)) {
+            lost.push(name)
+            continue
+          }
         }
-        if (!lost.includes(name)) await this.#take(name, path)
+        await this.#take(name, path)
       }
       left = lost
     } while (left.length > 0)
   }
 
-  async #freeName (name: string, others: ReadonlySet<string>): Promise<string> {
+  async #freeName (name: string, given: ReadonlySet<string>): Promise<string> {
     for (let attempt = 1; ; attempt++) {
       const as = numbered(name, attempt)
-      if (!others.has(as) && await kindOf(join(this.#to, as)) === undefined) return as
+      if (!given.has(as) && await kindOf(join(this.#to, as)) === undefined) return as
     }
   }
 

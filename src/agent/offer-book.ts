@@ -19,13 +19,17 @@ export type ReceivedOffer = OfferState['received'][number]
 interface OfferBookCollaborators {
   readonly clock: Clock
   readonly isRevoked: (device: DeviceId) => boolean
-  /** Told of each change, once it is on the disk. */
-  readonly changed: () => Promise<void>
+  /** Told of each change, once it is on the disk, and whether other files are lent than before. */
+  readonly changed: (isLent: boolean) => Promise<void>
 }
 
 /** Whether the files of an offer are lent. */
 export function isOpen ({ answer }: SentOffer): boolean {
   return answer === 'none' || answer === 'accepted'
+}
+
+function lentBy ({ sent }: OfferState): string {
+  return sent.filter(isOpen).map(({ offer }) => offer).join(' ')
 }
 
 /** What was offered, by whom and to whom, what became of it, and the rules: `offers.json`. What is over is in it until something changes, and
@@ -63,8 +67,9 @@ export class OfferBook {
     const written = this.#writing.then(async () => {
       const next = this.#standing(change(this.#state))
       await writeState(this.#path, Shape, next)
+      const before = lentBy(this.#state)
       this.#state = next
-      await this.#collaborators.changed()
+      await this.#collaborators.changed(lentBy(next) !== before)
     })
     this.#writing = written.catch(() => undefined)
     return written

@@ -1,10 +1,10 @@
 import * as v from 'valibot'
 import { PatchcordError } from '../core/errors.js'
 import type { OperationTable } from '../control/operations.js'
-import { walk } from '../files/walk.js'
 import { Rate } from '../sync/rate.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
+import { gather } from './gather.js'
 import type { SentOffer } from './offer-book.js'
 import type { OfferedFile, OfferedPath } from './offer-list.js'
 import { ProgressMeter, sizesBelow } from './local-progress.js'
@@ -18,19 +18,19 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       const { device, paths, wait = true } = readArguments(v.strictObject({ device: text, paths: v.array(absolutePath), wait: v.exactOptional(v.boolean()) }), args)
       const known = book.find(device)
       const files: OfferedFile[] = []
-      const folders: OfferedPath[] = []
+      let folders: readonly OfferedPath[] = []
       agent.importing += 1
       let sent: SentOffer
       const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes: () => sizesBelow(paths, agent.home.root), signal })
       try {
-        for (const path of paths) {
-          const top = path.slice(path.lastIndexOf('/') + 1)
-          const below = path.endsWith('/') ? path.length : path.length + 1
-          for await (const added of store.addAll(pathsOf(path, agent.home.root, emit, relative => { folders.push(relative === '' ? [top] : [top, ...relative.split('/')]) }), { isLater: true, signal, onBytes: bytes => { meter.add(bytes) } })) {
-            if ('error' in added) throw added.error
-            meter.add(0, 1)
-            files.push({ path: added.path === path ? [top] : [top, ...added.path.slice(below).split('/')], size: added.size, id: added.id })
-          }
+        const gathered = await gather(paths, { except: agent.home.root, signal, passedOver: (path, reason) => { emit({ event: 'passed-over', path, reason }) } })
+        folders = gathered.folders
+        agent.offers.checkRoom(gathered.files.length)
+        for await (const added of store.addAll(gathered.files.map(({ from }) => from), { isLater: true, signal, onBytes: bytes => { meter.add(bytes) } })) {
+          if ('error' in added) throw added.error
+          meter.add(0, 1)
+          // They come in order.
+          files.push({ path: gathered.files[files.length]!.path, size: added.size, id: added.id })
         }
         if (files.length === 0 && folders.length === 0) throw new PatchcordError('usage', 'there is no file to send')
         sent = await agent.offers.offer(known.device, { files, folders })
@@ -99,8 +99,4 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
       return { device: known.device, rule }
     },
   }
-}
-
-async function * pathsOf (path: string, except: string, emit: (event: { event: 'passed-over', path: string, reason: string }) => void, empty: (relative: string) => void): AsyncIterable<string> {
-  for await (const found of walk(path, { except, empty, passedOver: (passed, reason) => { emit({ event: 'passed-over', path: passed, reason }) } })) yield found.path
 }

@@ -5,7 +5,6 @@ import { messageOf, PatchcordError, type ErrorCode } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
 import { Turns } from '../core/turns.js'
 import { eachWithin } from '../core/within.js'
-import { contentIdOf, leafHash } from '../files/content-id.js'
 import { SMALL_MOST } from '../files/small-work.js'
 import type { DownloadEvent } from '../sync/download.js'
 import { Rate } from '../sync/rate.js'
@@ -16,9 +15,11 @@ import { sourceOf } from './file-sources.js'
 import { ProgressMeter } from './local-progress.js'
 import { MOST_OFFERS, type OfferAnswer, type PeerMail } from './mail.js'
 import { isOpen, OfferBook, type ReceivedOffer, type SentOffer } from './offer-book.js'
-import { formatList, MOST_LIST_BYTES, parseList, type OfferedFile, type OfferedList } from './offer-list.js'
+import { formatList, keepList, MOST_LIST_BYTES, parseList, type OfferedFile, type OfferedList } from './offer-list.js'
 import { land } from './landing.js'
 
+/** Files that are lent at a time, in all offers together: the server is told of all of them when one offer more is made, or less. */
+const MOST_LENT = 200_000
 /** How long an offer stands, and its files are lent. */
 const STANDS_MS = 7 * 24 * 3_600_000
 /** What is fetched at once: so many small files, or a quarter as many others. Of small ones few are on the way at a time, and many wait for
@@ -63,7 +64,7 @@ export class Offers {
   static async open (agent: Agent): Promise<Offers> {
     const { store, logger, clock } = agent
     const lost = new Set(store.lost)
-    const book = await OfferBook.open(agent.home.root, { clock, isRevoked: device => agent.revoked.has(device), changed: () => agent.mailChanged() })
+    const book = await OfferBook.open(agent.home.root, { clock, isRevoked: device => agent.revoked.has(device), changed: isLent => agent.mailChanged(isLent) })
     const ended = book.now.sent.filter(({ files }) => files.some(id => lost.has(id)))
     if (ended.length > 0) await book.change(state => ({ ...state, sent: state.sent.filter(one => !ended.includes(one)) }))
     for (const { offer, device, files } of ended) logger.warn({ offer, device, lost: files.filter(id => lost.has(id)) }, 'an offer ended: the service went down before its files were on the disk; send them again')
@@ -121,13 +122,19 @@ export class Offers {
     }
   }
 
+  /** Throws `too-large` where so many files more cannot be lent. */
+  checkRoom (files: number): void {
+    const lent = this.#book.standing.sent.filter(isOpen).reduce((sum, one) => sum + one.files.length, 0)
+    if (lent + files > MOST_LENT) throw new PatchcordError('too-large', `${files} files are too many beside the ${lent} that are on offer: ${MOST_LENT} can be at a time`, { hint: 'wait until an offer is accepted or refused, or send fewer' })
+  }
+
   /** Offers files of the store, and empty folders, to a device. */
   async offer (device: DeviceId, offered: OfferedList): Promise<SentOffer> {
     const { store, clock } = this.#agent
     const { files } = offered
+    this.checkRoom(files.length)
     const list = formatList(offered)
-    const id = contentIdOf(leafHash(list))
-    await store.put(id, list)
+    const id = await keepList(store, list)
     const sent: SentOffer = {
       offer: randomBytes(10).toString('hex'), device, list: id, size: list.length, files: files.map(file => file.id),
       bytes: sumOf(files), until: new Date(clock.now() + STANDS_MS).toISOString(), answer: 'none',
@@ -143,7 +150,7 @@ export class Offers {
     await this.#fetch(device, list, size, undefined, signal)
     const chunks: Buffer[] = []
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
-    const listed = parseList(Buffer.concat(chunks).toString('utf8'))
+    const listed = await parseList(Buffer.concat(chunks).toString('utf8'))
     // The person may have been shown what the mail said alone.
     if (listed.files.length !== files || sumOf(listed.files) !== bytes) throw new PatchcordError('verification', 'the list of the offer has other files than the offer said', { hint: 'ask who sent it' })
     return listed
@@ -252,7 +259,7 @@ export class Offers {
       }
       if (now - mailedAt < MAIL_MS) return
       mailedAt = now
-      this.#agent.mailChanged().catch((error: unknown) => { logger.debug({ offer, reason: messageOf(error) }, 'the sender was not told how far its offer is') })
+      this.#agent.mailChanged(false).catch((error: unknown) => { logger.debug({ offer, reason: messageOf(error) }, 'the sender was not told how far its offer is') })
     }
   }
 
