@@ -7,9 +7,9 @@ import { Turns } from '../core/turns.js'
 import { eachWithin } from '../core/within.js'
 import { SMALL_MOST } from '../files/small-work.js'
 import type { DownloadEvent } from '../sync/download.js'
-import { Rate } from '../sync/rate.js'
 import type { InboxAcceptEvent } from '../control/operations.js'
 import type { Agent } from './agent.js'
+import { Arrivals } from './arrivals.js'
 import { prepareFolder } from './copy-out.js'
 import { sourceOf } from './file-sources.js'
 import { ProgressMeter } from './local-progress.js'
@@ -19,7 +19,7 @@ import { formatList, keepList, MOST_LIST_BYTES, parseList, type OfferedFile, typ
 import { land } from './landing.js'
 
 /** Files that are lent at a time, in all offers together: the server is told of all of them when one offer more is made, or less. */
-const MOST_LENT = 200_000
+const MOST_LENT = 100_000
 /** How long an offer stands, and its files are lent. */
 const STANDS_MS = 7 * 24 * 3_600_000
 /** What is fetched at once: so many small files, or a quarter as many others. Of small ones few are on the way at a time, and many wait for
@@ -30,9 +30,6 @@ const LARGE_COUNTS = 4
 const RETRY_MS = 30_000
 /** What will be said again. */
 const NOT_AGAIN: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['verification', 'refused', 'stopped', 'too-large', 'not-found'])
-/** How often progress is told here, and to the sender (ms). */
-const TELL_MS = 250
-const MAIL_MS = 2_000
 /** How long files that are lent may stay off the disk while they are fetched (ms): both ends may share it. */
 const FLUSH_MS = 10_000
 
@@ -44,8 +41,8 @@ const FLUSH_MS = 10_000
 export class Offers {
   readonly #agent: Agent
   readonly #book: OfferBook
-  /** Offers that are being fetched, how many bytes of each are here, and what ends it. */
-  readonly #fetching = new Map<string, { done: number, isLanding: boolean, readonly abort: AbortController }>()
+  /** Offers that are being fetched, how much of each is here, once that is known, and what ends it. */
+  readonly #fetching = new Map<string, { arrivals?: Arrivals, isLanding: boolean, readonly abort: AbortController }>()
   /** Files of the offers that are being fetched or land, and of how many. */
   readonly #landing = new Map<ContentId, number>()
   /** Of landings, while they choose names. */
@@ -118,7 +115,7 @@ export class Offers {
       offers: sent.filter(one => one.device === to && isOpen(one)).slice(0, MOST_OFFERS)
         .map(({ offer, list, size, files, bytes }) => ({ offer, list, size, files: files.length, bytes })),
       answers: received.filter(({ device, state }) => device === to && state !== 'offered').slice(0, MOST_OFFERS)
-        .map(({ offer, state, bytes }) => ({ offer, answer: state as OfferAnswer, done: state === 'done' ? bytes : this.#fetching.get(offer)?.done ?? 0 })),
+        .map(({ offer, state, bytes }) => ({ offer, answer: state as OfferAnswer, done: state === 'done' ? bytes : this.#fetching.get(offer)?.arrivals?.done ?? 0 })),
     }
   }
 
@@ -181,7 +178,7 @@ export class Offers {
     const signal = given === undefined ? abort.signal : AbortSignal.any([abort.signal, given])
     // Each file that is on its way listens.
     setMaxListeners(0, signal)
-    const fetching = { done: 0, isLanding: false, abort }
+    const fetching: { arrivals?: Arrivals, isLanding: boolean, abort: AbortController } = { isLanding: false, abort }
     this.#fetching.set(offer.offer, fetching)
     const asides = new Set<ContentId>()
     let ids: ReadonlySet<ContentId> = new Set()
@@ -200,21 +197,26 @@ export class Offers {
       const before = new Set(await this.#agent.store.asides.all())
       const stored = await this.#agent.store.having(files)
       const total = sumOf(files)
-      const came = this.#telling(offer, total, onEvent)
+      const { clock, logger } = this.#agent
+      const arrivals = fetching.arrivals = new Arrivals(total, {
+        clock,
+        tell: onEvent,
+        mail: () => { this.#agent.mailChanged(false).catch((error: unknown) => { logger.debug({ offer: offer.offer, reason: messageOf(error) }, 'the sender was not told how far its offer is') }) },
+      })
       await eachWithin(files, AT_ONCE, ({ size }) => size <= SMALL_MOST ? 1 : LARGE_COUNTS, async ({ id, size }) => {
         let had = 0
         if (!stored.has(id) && await this.#fetch(offer.device, id, size, before, signal, event => {
           if (event.event !== 'progress') onEvent(event)
           else {
-            came(id, event.done - had, event.sources)
+            arrivals.add(id, event.done - had, event.sources)
             had = event.done
           }
         })) asides.add(id)
-        came(id, size - had, 1)
+        arrivals.add(id, size - had, 1)
       })
       signal.throwIfAborted()
       fetching.isLanding = true
-      const meter = new ProgressMeter({ clock: this.#agent.clock, stage: 'copying', tell: onEvent, sizes: total })
+      const meter = new ProgressMeter({ clock, stage: 'copying', tell: onEvent, sizes: total })
       const landed = await land(this.#agent.store, list, to, {
         asides,
         signal: abort.signal,
@@ -237,29 +239,6 @@ export class Offers {
         else this.#landing.set(id, left)
       }
       this.#fetching.delete(offer.offer)
-    }
-  }
-
-  /** What is to be told of each byte that comes: to who accepted the offer, and by mail, less often, to the sender. */
-  #telling ({ offer }: ReceivedOffer, total: number, onEvent: (event: InboxAcceptEvent) => void): (id: ContentId, bytes: number, sources: number) => void {
-    const { clock, logger } = this.#agent
-    const rate = new Rate(clock)
-    let done = 0
-    let toldAt = clock.monotonic()
-    let mailedAt = toldAt
-    return (id, bytes, sources) => {
-      done += bytes
-      rate.add(Math.max(0, bytes))
-      const fetching = this.#fetching.get(offer)
-      if (fetching !== undefined) fetching.done = done
-      const now = clock.monotonic()
-      if (now - toldAt >= TELL_MS) {
-        toldAt = now
-        onEvent({ event: 'progress', id, done, total, rate: rate.perSecond, sources })
-      }
-      if (now - mailedAt < MAIL_MS) return
-      mailedAt = now
-      this.#agent.mailChanged(false).catch((error: unknown) => { logger.debug({ offer, reason: messageOf(error) }, 'the sender was not told how far its offer is') })
     }
   }
 
