@@ -154,7 +154,7 @@ await t.test('gc --remove: what is lent, wanted or taken in at the last moment s
     }
     return await device.call('gc', { remove: true })
   }
-  t.match(await gcWhile(async () => { await offers.offer(friend.agent.keystore.identity.device, [{ path: ['loose'], size, id }]) }), { files: 1, bytes: 5, removed: true })
+  t.match(await gcWhile(async () => { await offers.offer(friend.agent.keystore.identity.device, { files: [{ path: ['loose'], size, id }] }) }), { files: 1, bytes: 5, removed: true })
   t.strictSame([await store.has(id), await store.has(other)], [true, false], 'what was lent')
 
   await store.add(join(folder, 'other'))
