@@ -1,8 +1,11 @@
+import { once } from 'node:events'
 import { readdir, stat, truncate, writeFile } from 'node:fs/promises'
 import { IncomingMessage, ServerResponse } from 'node:http'
 import { connect, Socket } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t, { type Test } from 'tap'
 import { Accounts } from '../src/embedded/accounts.js'
 import { Bodies } from '../src/embedded/bodies.js'
@@ -19,7 +22,7 @@ import { parseSelector } from '../src/embedded/selector.js'
 import type { Store } from '../src/embedded/store.js'
 import { holdable } from '../src/embedded/weight.js'
 import { SURFACE } from '../src/policy/surface.js'
-import { ACCOUNTS, ask, localPouch, openFeed, remotePouch, temporary, type Answer, type Ask } from './embedded/harness.js'
+import { ACCOUNTS, ask, authorization, localPouch, openFeed, remotePouch, temporary, type Answer, type Ask } from './embedded/harness.js'
 
 async function start (t: Test, options: Partial<EmbeddedOptions> = {}): Promise<Embedded & { dir: string }> {
   const dir = join(await temporary(t), 'couch')
@@ -35,6 +38,12 @@ function thrown (task: () => unknown): unknown {
   } catch (error) {
     return error
   }
+}
+
+/** Milliseconds of CPU that this process has used since. */
+function cpuMs (since: NodeJS.CpuUsage): number {
+  const { user, system } = process.cpuUsage(since)
+  return (user + system) / 1000
 }
 
 /** What keeps a process alive; reading a source map does so for a moment too. */
@@ -459,31 +468,31 @@ void t.test('revisions are read one by one, and once, however many there are and
   const pad = 'x'.repeat(4_000_000)
   const revs = Array.from({ length: 6 }, (_, index) => `1-${index}`)
   for (const rev of revs) await ask(url, 'PUT', '/notes/doc?new_edits=false', { body: { _rev: rev, pad } })
-  const time = async (method: string, path: string, how: Ask): Promise<[answer: Answer, ms: number]> => {
-    const since = performance.now()
+  const cost = async (method: string, path: string, how: Ask): Promise<[answer: Answer, cpuMs: number]> => {
+    const since = process.cpuUsage()
     const answer = await ask(url, method, path, how)
     t.equal(answer.status, 200)
-    return [answer, performance.now() - since]
+    return [answer, cpuMs(since)]
   }
   const oks = (found: unknown): string[] => (found as Array<{ ok: { _rev: string, pad: string } }>).map(({ ok }) => ok.pad === pad ? ok._rev : 'other').toSorted()
   const json = { headers: { accept: 'application/json' } }
-  const [all] = await time('GET', '/notes/doc?open_revs=all', json)
+  const [all] = await cost('GET', '/notes/doc?open_revs=all', json)
   t.same(oks(all.json), revs)
-  const [parts] = await time('GET', '/notes/doc?open_revs=all', { headers: { accept: 'multipart/mixed' } })
+  const [parts] = await cost('GET', '/notes/doc?open_revs=all', { headers: { accept: 'multipart/mixed' } })
   t.same([...parts.text.matchAll(/"_rev":"(1-\d)"/g)].map(match => match[1]!).toSorted(), revs)
-  const [some] = await time('GET', '/notes/doc?open_revs=["1-0","2-x","1-0"]', json)
+  const [some] = await cost('GET', '/notes/doc?open_revs=["1-0","2-x","1-0"]', json)
   t.same((some.json as unknown as object[]).map(one => Object.keys(one)), [['ok'], ['missing']])
   t.same((await ask(url, 'GET', '/notes/none?open_revs=["1-0"]', json)).json, [{ missing: '1-0' }])
   t.equal((await ask(url, 'GET', '/notes/none?open_revs=all', json)).status, 404)
   t.same((await ask(url, 'GET', '/notes/doc?open_revs=[]', json)).json, [])
 
-  const [bulk] = await time('POST', '/notes/_bulk_get', { body: { docs: [{ id: 'none' }, { id: 'doc' }, { id: 'doc', rev: '2-x' }] } })
+  const [bulk] = await cost('POST', '/notes/_bulk_get', { body: { docs: [{ id: 'none' }, { id: 'doc' }, { id: 'doc', rev: '2-x' }] } })
   t.match(bulk.json.results, [{ id: 'none', docs: [{ error: { error: 'not_found' } }] }, { id: 'doc' }, { id: 'doc', docs: [{ error: { rev: '2-x' } }] }])
   t.same(oks(bulk.json.results![1]!['docs']), revs)
 
-  const [, once] = await time('GET', '/notes/doc?open_revs=["1-0"]', json)
-  const [, often] = await time('GET', `/notes/doc?open_revs=${JSON.stringify(Array(400).fill('1-0'))}`, json)
-  t.ok(often < 20 * once + 500, `${often} ms for 400 times what takes ${once} ms`)
+  const [, once] = await cost('GET', '/notes/doc?open_revs=["1-0"]', json)
+  const [, often] = await cost('GET', `/notes/doc?open_revs=${JSON.stringify(Array(400).fill('1-0'))}`, json)
+  t.ok(often < 20 * once + 500, `${often} ms of CPU for 400 times what takes ${once} ms`)
 })
 
 void t.test('an attachment whose bytes are lost is not answered as an empty one', async t => {
@@ -518,10 +527,10 @@ void t.test('no selector costs more than a moment for one document', async t => 
     { numbers: { $elemMatch: { $or: numbers.map(() => ({ $lt: 'x', $gt: 'y' })) } } }, { numbers: { $allMatch: { $nor: numbers.map(() => ({ $exists: false })) } } }, { o: { $keyMapMatch: { $or: numbers.map(() => '') } } },
   ]
   for (const selector of endless) {
-    const since = performance.now()
+    const since = process.cpuUsage()
     const result = thrown(() => parseSelector(selector)(document))
     if (typeof result !== 'boolean') t.match(result, { status: 400, reason: /takes too long/ })
-    t.ok(performance.now() - since < 5000, JSON.stringify(selector).slice(0, 40))
+    t.ok(cpuMs(since) < 5000, JSON.stringify(selector).slice(0, 40))
   }
   t.equal(parseSelector({ numbers: { $in: numbers.map(number => -1 - number) } })(document), false, 'numbers and words are looked up')
   t.equal(parseSelector({ numbers: { $in: [...numbers.map(number => -1 - number), 7] } })(document), true)
@@ -577,7 +586,7 @@ void t.test('changes', async t => {
   t.equal(timed.text(), '{"last_seq":5,"pending":0}\n')
 })
 
-void t.test('a list of changes backwards holds a few documents at a time', async t => {
+void t.test('a list of changes backwards reads a few documents at a time, and passes over those that are gone', async t => {
   const all = Array.from({ length: 200 }, (_, index) => ({ seq: 200 - index, id: `d${200 - index}`, changes: [{ rev: '1-a' }] }))
   let read = 0
   let most = 0
@@ -626,7 +635,97 @@ void t.test('a list of changes backwards holds a few documents at a time', async
   t.same(ids(await ask(url, 'POST', '/notes/_changes?descending=true&filter=_doc_ids', { body: { doc_ids: ['d0', 'd5', 'none'] } })), ['d5', 'd0'])
 })
 
-void t.test('large documents are held one at a time, and lists are whole all the same', async t => {
+void t.test('while its reader takes nothing, a list holds as many of its documents as may be held together', async t => {
+  // Nobody is cut for taking nothing before it was looked at.
+  const { url } = await start(t, { limits: { stallMs: 3_600_000 } })
+  const rest = held()
+  const all = Array.from({ length: 12 }, (_, index) => `d${String(index).padStart(2, '0')}`)
+  for (const _id of all) await ask(url, 'PUT', `/notes/${_id}`, { body: { _id, large: 'x'.repeat(LARGE_BYTES) } })
+  const lists: ReadonlyArray<[path: string, wanted: readonly string[], body?: object]> = [
+    ['_all_docs?include_docs=true', all],
+    ['_all_docs?include_docs=true&descending=true', all.toReversed()],
+    ['_all_docs?include_docs=true', all, { keys: all }],
+    ['_changes?include_docs=true', all],
+    ['_changes?include_docs=true&filter=_selector', all, { selector: { large: { $exists: true } } }],
+    ['_changes?include_docs=true&descending=true', all.toReversed()],
+    ['_changes?include_docs=true&filter=_selector&descending=true', all.toReversed(), { selector: { large: { $exists: true } } }],
+    ['_bulk_get', all, { docs: all.map(id => ({ id })) }],
+  ]
+  for (const [path, wanted, body] of lists) {
+    const what = `${path} ${body === undefined ? '' : Object.keys(body).join()}`
+    // Some of them have gone by, so that what is read at a time has been read.
+    const list = await readPart(t, url, `/notes/${path}`, body, 3 * LARGE_BYTES)
+    const most = 6 * LARGE_BYTES
+    t.ok(await soon(() => held() - rest < most), `${what}: of ${all.length} documents no more than 6 are held, with their copies on the way: ${((held() - rest) / LARGE_BYTES).toFixed(1)}`)
+    t.notOk(list.ended(), 'the list goes on')
+    t.same(await list.ids(), wanted, what)
+  }
+})
+
+/** Of one document. */
+const LARGE_BYTES = 1_500_000
+
+setFlagsFromString('--expose-gc')
+const collect = runInNewContext('gc') as () => void
+
+/** Bytes that this process cannot let go of. */
+function held (): number {
+  collect()
+  const { heapUsed, external } = process.memoryUsage()
+  return heapUsed + external
+}
+
+/** Waits until it holds, at most as long as what hangs; says whether it does. */
+async function soon (holds: () => boolean): Promise<boolean> {
+  for (const until = performance.now() + 30_000; !holds();) {
+    if (performance.now() > until) return false
+    await delay(20)
+  }
+  return true
+}
+
+/** Reads so many bytes of an answer, and no more until the IDs in it are asked for. */
+async function readPart (t: Test, url: string, path: string, body: object | undefined, bytes: number): Promise<{ ended: () => boolean, ids: () => Promise<string[]> }> {
+  const socket = connect({ host: '::1', port: Number(new URL(url).port) })
+  t.teardown(() => { socket.destroy() })
+  const text = body === undefined ? '' : JSON.stringify(body)
+  socket.write(`${body === undefined ? 'GET' : 'POST'} ${path} HTTP/1.1\r\nHost: [::1]\r\nConnection: close\r\nAuthorization: ${authorization('me')}\r\nContent-Type: application/json\r\nContent-Length: ${text.length}\r\n\r\n${text}`)
+  const found: string[] = []
+  let isEnded = false
+  let received = 0
+  // Of what was received nothing is kept but the IDs, and an end in which one may have begun.
+  let left = ''
+  const take = (part: Buffer): void => {
+    received += part.length
+    left += part.toString('latin1')
+    let behind = 0
+    for (const { 0: text, 1: id, index } of left.matchAll(/"_id":"(d\d\d)"/g)) {
+      found.push(id!)
+      behind = index + text.length
+    }
+    left = Buffer.from(left.slice(Math.max(behind, left.length - 11))).toString()
+  }
+  socket.on('data', take).once('end', () => { isEnded = true })
+  await new Promise<void>(resolve => {
+    const enough = (): void => {
+      if (received < bytes) return
+      socket.off('data', enough).pause()
+      resolve()
+    }
+    socket.on('data', enough)
+  })
+  return {
+    ended: () => isEnded,
+    async ids () {
+      const ended = once(socket, 'end')
+      socket.resume()
+      await ended
+      return found
+    },
+  }
+}
+
+void t.test('lists are whole, however large their documents are', async t => {
   const { url } = await start(t)
   const large = 'x'.repeat(600_000)
   // Small ones first, so that many are read at once when the large ones come.
@@ -658,15 +757,14 @@ void t.test('large documents are held one at a time, and lists are whole all the
   t.equal(holdable([document(1), undefined, document(2)]), 3)
 })
 
-void t.test('feeds end with the right to them, with the database, and with the service', async t => {
-  const { url, ...embedded } = await start(t)
-  const open = (as: string, database = 'notes'): ReturnType<typeof openFeed> => openFeed(url, `/${database}/_changes?feed=continuous&heartbeat=5000`, as)
+void t.test('feeds end with the right to them, with the database, and with the service', { timeout: 30_000 }, async t => {
+  // Neither a heartbeat nor the drain limit would end anything here.
+  const { url, ...embedded } = await start(t, { limits: { drainMs: 3_600_000 } })
+  const open = (as: string, database = 'notes'): ReturnType<typeof openFeed> => openFeed(url, `/${database}/_changes?feed=continuous&heartbeat=3600000`, as)
   const [reader, writer, laptop, me, dying] = await Promise.all([open('reader'), open('writer'), open('laptop'), open('me'), open('me', 'secret')])
-  const from = performance.now()
   await embedded.setAccounts(ACCOUNTS.filter(({ username }) => username !== 'reader').map(account => account.username === 'writer' ? { ...account, password: 'changed' } : account))
   t.equal(await reader.ended, false, 'cut, and not as though it were complete')
   t.equal(await writer.ended, false, 'a changed password ends what the old one began')
-  t.ok(performance.now() - from < 500)
   t.equal((await ask(url, 'GET', '/notes', { as: 'reader' })).status, 401)
   await embedded.setAccounts(ACCOUNTS.map(account => account.username === 'laptop' ? { ...account, scope: { kind: 'own', databases: { 'team-*': 'read' } } } : account))
   t.equal(await laptop.ended, false)
@@ -674,10 +772,8 @@ void t.test('feeds end with the right to them, with the database, and with the s
   t.equal(await dying.ended, false)
   await ask(url, 'PUT', '/notes/x', { body: {} })
   await me.until(/"id":"x"/)
-  const stopped = performance.now()
   await embedded.stop()
-  t.equal(await me.ended, false)
-  t.ok(performance.now() - stopped < 1500, 'feeds are not waited for')
+  t.equal(await me.ended, false, 'feeds are not waited for')
 })
 
 void t.test('replication with PouchDB', async t => {
@@ -740,7 +836,6 @@ void t.test('limits of bodies', async t => {
   // One account's slow body does not keep another's out, and does not stay.
   const slow = connect({ host: '::1', port: Number(new URL(url).port) })
   t.teardown(() => { slow.destroy() })
-  const { authorization } = await import('./embedded/harness.js')
   slow.write(`PUT /notes/slow HTTP/1.1\r\nHost: [::1]\r\nAuthorization: ${authorization('writer')}\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n{`)
   const said = new Promise<string>(resolve => { slow.once('data', data => { resolve(data.toString()) }) })
   t.equal((await ask(url, 'PUT', '/notes/large', { body: { x: 'x'.repeat(5000) } })).status, 201)
@@ -827,7 +922,7 @@ void t.test('stop leaves nothing behind, and what was written stays', async t =>
   const feed = await openFeed(first.url, '/kept/_changes?feed=continuous&heartbeat=1000')
   await first.stop()
   await feed.ended
-  await delay(50)
+  await soon(() => handles().join() === before.join())
   t.same(handles(), before)
   await t.rejects(ask(first.url, 'GET', '/'), { code: 'ECONNREFUSED' })
   // The port is free again, and a socket that is bound already is taken as well as an address.
