@@ -198,10 +198,12 @@ export interface Ask {
   readonly headers?: Record<string, string>
   /** A list goes out chunked, one chunk each. */
   readonly body?: string | Buffer | ReadonlyArray<string | Buffer>
+  /** Told how many bytes of the answer's body have come: 0 with its head. */
+  readonly onBody?: (bytes: number) => void
 }
 
 /** One request on a connection of its own. */
-export async function ask (gate: Pick<Gate, 'port'>, { method = 'GET', path, headers = {}, body }: Ask): Promise<Asked> {
+export async function ask (gate: Pick<Gate, 'port'>, { method = 'GET', path, headers = {}, body, onBody = () => {} }: Ask): Promise<Asked> {
   const outgoing = httpRequest({ host: '127.0.0.1', port: gate.port, method, path, agent: false, headers: { ...body === undefined ? {} : { 'content-type': 'application/json' }, ...headers } })
   const answered = new Promise<IncomingMessage>((resolve, reject) => {
     outgoing.once('response', resolve)
@@ -222,30 +224,48 @@ export async function ask (gate: Pick<Gate, 'port'>, { method = 'GET', path, hea
   }
   const answer = await answered
   const chunks: Buffer[] = []
+  let bytes = 0
+  onBody(bytes)
   try {
-    for await (const chunk of answer) chunks.push(chunk as Buffer)
+    for await (const chunk of answer as AsyncIterable<Buffer>) {
+      chunks.push(chunk)
+      onBody(bytes += chunk.length)
+    }
   } catch { /* told by complete */ }
   outgoing.destroy()
   return { status: answer.statusCode!, message: answer.statusMessage!, headers: answer.headers, body: Buffer.concat(chunks), complete: answer.complete }
 }
 
-/** Writes bytes as they are; resolves with what came back once the other side closed, or after `wait`. */
-export async function askRaw (gate: Pick<Gate, 'port'>, text: string | Buffer, wait = 300): Promise<{ text: string, closed: boolean }> {
-  const socket = connect(gate.port, '127.0.0.1')
-  let received = ''
-  let closed = false
-  socket.on('data', chunk => { received += chunk.toString('latin1') })
-  socket.on('error', () => {})
-  const ended = once(socket, 'close').then(() => { closed = true })
-  socket.write(text)
-  await Promise.race([ended, sleep(wait)])
-  socket.destroy()
-  return { text: received, closed }
+/** A connection of a client's that writes bytes as they are, and keeps what comes back. */
+export interface Dialled {
+  readonly text: string
+  readonly isClosed: boolean
+  end (): void
 }
 
-/** Waits until `condition` holds, for at most two seconds; says whether it did. */
-export async function eventually (condition: () => boolean, most = 2000): Promise<boolean> {
-  for (const start = performance.now(); performance.now() - start < most;) {
+export function dial (gate: Pick<Gate, 'port'>, text: string | Buffer): Dialled {
+  const socket = connect(gate.port, '127.0.0.1')
+  const dialled = { text: '', isClosed: false, end: () => { socket.destroy() } }
+  socket.on('data', chunk => { dialled.text += chunk.toString('latin1') })
+  socket.on('error', () => {})
+  socket.once('close', () => { dialled.isClosed = true })
+  socket.write(text)
+  return dialled
+}
+
+/** Writes bytes as they are; resolves with what came back once the head of an answer is there, or once the other side has closed. */
+export async function askRaw (gate: Pick<Gate, 'port'>, text: string | Buffer, until: 'answered' | 'closed' = 'answered'): Promise<string> {
+  const client = dial(gate, text)
+  if (!await eventually(() => client.isClosed || (until === 'answered' && /HTTP\/1\.1 [2-5]\d\d [^]*\r\n\r\n/.test(client.text)))) throw new Error(`waited ${HANG_MS / 1000} s for it to be ${until}; received: ${client.text}`)
+  client.end()
+  return client.text
+}
+
+const HANG_MS = 30_000
+
+/** Waits until `condition` holds, as long as nothing takes that does not hang; says whether it did. */
+export async function eventually (condition: () => boolean): Promise<boolean> {
+  for (const start = performance.now(); performance.now() - start < HANG_MS;) {
     if (condition()) return true
     await sleep(5)
   }
