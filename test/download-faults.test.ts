@@ -1,5 +1,4 @@
-import { execFileSync } from 'node:child_process'
-import { mkdtempSync, rmdirSync } from 'node:fs'
+import { mkdtempSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
@@ -7,6 +6,7 @@ import { LEAF_BYTES } from '../src/files/content-id.js'
 import { fillDisk, killAt, lie, mend, shrink, stall, starveReceiver, starveServer, vanish } from './fixtures/download-faults.js'
 import { startFaultWorld } from './fixtures/fault-world.js'
 import { manyFiles } from './fixtures/many-files.js'
+import { mountSmall, NO_SMALL_DISK } from './fixtures/small-disk.js'
 
 // Samples of what scripts/test-faults.ts runs whole; every process is a real one.
 
@@ -46,22 +46,11 @@ void t.test('many files in the store (npm run test:faults many has 100,000)', { 
   t.comment(JSON.stringify(mebibytes))
 })
 
-const disk = mkdtempSync(join(tmpdir(), 'pcd-'))
-let mounted = true
-try {
-  execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=64m', 'none', disk], { stdio: 'ignore' })
-} catch {
-  mounted = false
-  rmdirSync(disk)
-}
-
-void t.test('a full disk is waited for', { buffered: true, skip: !mounted && 'NOT TESTED: a small file system takes root to mount' }, async t => {
+void t.test('a full disk is waited for', { buffered: true }, async t => {
+  const disk = mountSmall(t, '64m')
+  if (disk === undefined) return void t.pass('a small disk', { skip: NO_SMALL_DISK })
   const world = await startFaultWorld(join(disk, 'w'), 1, 8 * LEAF_BYTES)
-  t.teardown(async () => {
-    await world.stop()
-    execFileSync('umount', [disk])
-    rmdirSync(disk)
-  })
+  t.teardown(() => world.stop())
   t.strictSame(await fillDisk(world, disk), { right: true, paused: true })
   t.strictSame(await fillDisk(world, disk, 0), { right: true, paused: true }, 'also where there is none for the list of downloads')
 })
