@@ -425,7 +425,7 @@ for (const way of ['lane', 'node'] as const) {
     const stalled = await connected(t, port, way)
     stalled.socket.pause()
     stalled.write(get('/couch/shared/huge'))
-    t.ok(await eventually(() => asked('huge')?.closed === true, 8000), 'an answer whose reader takes nothing is cut')
+    t.ok(await eventually(() => asked('huge')?.closed === true), 'an answer whose reader takes nothing is cut')
     stalled.end()
   })
 
@@ -451,7 +451,7 @@ for (const way of ['lane', 'node'] as const) {
     t.strictSame(flood.statuses, [])
     const half = await connected(t, port, way)
     half.write('GET /couch/shared/a HTTP/1.1\r\nHost: ')
-    t.ok(await half.ended(4000), 'half a head is cut after headMs')
+    t.ok(await half.ended(), 'half a head is cut after headMs')
     t.strictSame(half.statuses, [408])
     t.ok(await idle.ended(), 'who rests is cut after idleMs')
     t.notOk(feed.isClosed)

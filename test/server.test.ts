@@ -257,21 +257,19 @@ await t.test('100-continue is said after the decision, never before', async t =>
 
 await t.test('a head that comes slowly, or never, is cut', async t => {
   const { port, log } = await start(t, { limits: { headMs: 150, idleMs: 400 } })
-  const from = performance.now()
   const dripping = new Client(port, laptop).write('GET / HTTP/1.1\r\nHost: [::1]\r\nX: ')
   const drip = setInterval(() => { dripping.write('y') }, 20)
   const silent = new Client(port, laptop)
   t.ok(await dripping.ended())
   clearInterval(drip)
   t.ok(await silent.ended())
-  t.ok(performance.now() - from < 1500, 'within the limit and the interval of the check')
   t.strictSame([...dripping.statuses, ...silent.statuses], [408, 408])
   t.strictSame(log.requests(), [])
+  const from = performance.now()
   const idle = new Client(port, laptop).write(get('/'))
-  t.ok(await idle.answers(1))
-  const answered = performance.now()
   t.ok(await idle.ended())
-  t.ok(performance.now() - answered > 250, 'a keep-alive connection rests for idleMs, and no longer')
+  t.strictSame(idle.statuses, [200])
+  t.ok(performance.now() - from >= 400, 'a keep-alive connection rests for idleMs')
 })
 
 // ---- 3. identity, per request and at every update
@@ -542,16 +540,16 @@ await t.test('a request that waits for facts while they change is decided by wha
 // ---- 4. limits
 
 await t.test('the port takes in so many that are not yet admitted, and no more', async t => {
-  const { port } = await start(t, { limits: { handshakes: 8, handshakeMs: 1500 } })
-  const open = async (): Promise<{ socket: Socket, closed: boolean }> => {
-    const knocking = { socket: connectTcp(port, '::1'), closed: false }
+  const { port } = await start(t, { limits: { handshakes: 8, handshakeMs: 120_000 } })
+  const open = async (at = port): Promise<{ socket: Socket, closed: boolean }> => {
+    const knocking = { socket: connectTcp(at, '::1'), closed: false }
     knocking.socket.on('error', () => undefined).once('close', () => { knocking.closed = true }).resume()
     await once(knocking.socket, 'connect')
     return knocking
   }
-  const silent = await Promise.all(Array.from({ length: 8 }, open))
+  const silent = await Promise.all(Array.from({ length: 8 }, () => open()))
   const ninth = await open()
-  t.ok(await eventually(() => ninth.closed, 300), 'the ninth is dropped')
+  t.ok(await eventually(() => ninth.closed), 'the ninth is dropped')
   t.strictSame(silent.filter(({ closed }) => closed).length, 0, 'the eight stay')
   silent[0]!.socket.destroy()
   await sleep(30)
@@ -563,8 +561,11 @@ await t.test('the port takes in so many that are not yet admitted, and no more',
     await admitted[at]!.answers(1)
   }
   t.strictSame(admitted.map(({ statuses }) => statuses), Array.from({ length: 12 }, () => [200]), 'who is admitted no longer counts')
-  t.ok(await eventually(() => silent.every(({ closed }) => closed)), 'a handshake has so much time')
   for (const client of [served, ...admitted]) client.end()
+  for (const { socket } of silent) socket.destroy()
+  const impatient = await start(t, { limits: { handshakeMs: 100 } })
+  const waiting = await open(impatient.port)
+  t.ok(await eventually(() => waiting.closed), 'a handshake has so much time')
 })
 
 await t.test('a want of open files is said once, and once that it is over', async t => {
@@ -707,7 +708,9 @@ await t.test('a client that takes nothing of its answers is cut', async t => {
   do {
     client.write(get('/mail'))
     sent++
-  } while (await eventually(() => log.requests().length === sent, 200))
+    // All of it is in this process: what is not answered in so many turns of its loop waits for the client.
+    for (let turns = 0; turns < 100 && log.requests().length < sent; turns++) await read()
+  } while (log.requests().length === sent)
   const remotePort = client.socket.localPort!
   t.ok(await heldFor(port, remotePort) > 0)
   clock.advance(1000)
@@ -999,7 +1002,7 @@ await t.test('patchcord-server reads its env, says where it listens, and takes u
   const { root } = await startStore(t)
   const child = run(t)
   child.process.stdin.write(line(envOf({ listen: [{ host: '::1', port: 0 }, { host: '::1', port: 0 }], files: { root }, couch: { url: 'http://127.0.0.1:9', databases: [], credentials: { own: { username: 'u', password: PASSWORD } } } })))
-  t.ok(await eventually(() => child.out().length === 1, 10_000))
+  t.ok(await eventually(() => child.out().length === 1))
   const ready = JSON.parse(child.out()[0]!) as { listen: Array<{ host: string, port: number }> }
   t.match(ready, { event: 'ready', device: serverId, listen: [{ host: '::1', port: Number }, { host: '::1', port: Number }] })
   const [{ port }, { port: second }] = ready.listen as unknown as [{ port: number }, { port: number }]
@@ -1021,7 +1024,7 @@ await t.test('patchcord-server reads its env, says where it listens, and takes u
   child.process.stdin.write(messages.map(([sent]) => sent).join(''))
   t.ok(await eventually(() => child.out().length === messages.length + 1))
   child.out().slice(1).forEach((answer, at) => { t.match(JSON.parse(answer), messages[at]![1], messages[at]![0].slice(0, 60)) })
-  t.ok(await cut.ended(100))
+  t.ok(await cut.ended())
 
   child.process.kill('SIGINT')
   await sleep(100)
@@ -1042,7 +1045,7 @@ await t.test('patchcord-server reads its env, says where it listens, and takes u
 await t.test('SIGTERM stops it, also before it has an env', async t => {
   const [waiting, running] = [run(t), run(t)]
   running.process.stdin.write(line(envOf()))
-  t.ok(await eventually(() => running.out().length === 1, 10_000))
+  t.ok(await eventually(() => running.out().length === 1))
   // Until it has said that it wants the signal, Node ends it by its own rules, and catches it for that. What follows is SIGHUP.
   const catches = async (): Promise<boolean> => ((BigInt(`0x${/SigCgt:\s*(\w+)/.exec(await readFile(`/proc/${waiting.process.pid}/status`, 'utf8'))![1]!}`)) & 1n) === 1n
   while (!await catches()) await sleep(10)
@@ -1055,7 +1058,7 @@ await t.test('SIGTERM stops it, also before it has an env', async t => {
 await t.test('a server whose agent is gone ends, whatever it still has to say', async t => {
   const child = run(t)
   child.process.stdin.write(line(envOf()))
-  t.ok(await eventually(() => child.out().length === 1, 10_000))
+  t.ok(await eventually(() => child.out().length === 1))
   // As the kernel closes them: nobody reads what an update says, nor the log line about it.
   child.process.stdout.destroy()
   child.process.stderr.destroy()
@@ -1228,7 +1231,7 @@ await t.test('stopping lets transfers end, cuts what rests, and does it once', a
   t.equal(await new Promise(resolve => connectTcp(port, '::1').once('connect', () => { resolve('connected') }).once('error', error => { resolve((error as NodeJS.ErrnoException).code) })), 'ECONNREFUSED')
   await Promise.all([stopping, again])
   t.strictSame(ends, ['first', 'second'], 'who asks again waits for the same end')
-  t.ok(await idle.ended(100) && await polling.ended(100) && await reading.ended(1000))
+  t.ok(await idle.ended() && await polling.ended() && await reading.ended())
   t.strictSame(polling.statuses, [])
   t.ok(reading.bytes > BIG_BYTES, 'the transfer was whole')
 })
