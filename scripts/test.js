@@ -1,13 +1,14 @@
-// `npm test`: lint, then every test in build/test, then what was left out and why, and as the last line
+// `npm test`: lint and every test in build/test, then what was left out and why, and as the last line
 // `N passed, N failed`. Files may be named: `npm test -- test/policy.test.ts`. Exits with 1 when anything
 // failed, when a test file did not run, when none did, or when the linter complains.
-import { spawn, spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { inspect } from 'node:util'
 import { readTap } from './count-tap.js'
+import { runTests } from './run-tests.js'
 
 const top = fileURLToPath(new URL('..', import.meta.url))
 const say = text => { process.stdout.write(`${text}\n`) }
@@ -18,8 +19,9 @@ const all = readdirSync(join(top, 'build', 'test'), { recursive: true, encoding:
 const wanted = named.length > 0 ? named : all
 const missing = wanted.filter(path => !existsSync(join(top, path)))
 
-say('lint: oxlint --type-aware')
-const lint = spawnSync(process.execPath, [join(top, 'node_modules/oxlint/bin/oxlint'), '--type-aware'], { cwd: top, stdio: ['ignore', 'inherit', 'inherit'] })
+const { tap: { jobs, timeout }, scripts } = JSON.parse(readFileSync(join(top, 'package.json'), 'utf8'))
+// Beside the tests, which wait for something now and then.
+const linting = lint()
 
 // tap's own reporters redraw a terminal; this is one line for each file and the whole of each failure, the
 // same in a terminal, a log and a CI.
@@ -28,15 +30,20 @@ const reader = readTap({
   onFailure: (name, diag) => { say(`FAILED ${name}${describe(diag)}`) },
 })
 const present = wanted.filter(path => !missing.includes(path))
-let status = 0
-if (present.length > 0) {
-  const { bin } = JSON.parse(readFileSync(join(top, 'node_modules/tap/package.json'), 'utf8'))
-  const child = spawn(process.execPath, [join(top, 'node_modules/tap', bin.tap), '--reporter=tap', '--disable-coverage', ...present], { cwd: top, stdio: ['ignore', 'pipe', 'inherit'] })
-  child.stdout.setEncoding('utf8').on('data', text => { reader.write(text) })
-  ;[status] = await once(child, 'close')
-}
+await runTests(present, { cwd: top, jobs, timeout, write: text => { reader.write(text) } })
 reader.end()
+const isClean = await linting
 const { passed, failed, skipped, todo, files } = reader.counts
+
+/** Whether the linter finds nothing; what it says is said when it is through. */
+async function lint () {
+  const child = spawn(process.execPath, [join(top, 'node_modules/oxlint/bin/oxlint'), '--type-aware'], { cwd: top, stdio: ['ignore', 'pipe', 'pipe'] })
+  let text = ''
+  for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', part => { text += part })
+  const [code] = await once(child, 'close')
+  say(`${code === 0 ? 'ok    ' : 'FAILED'} lint: oxlint --type-aware\n${code === 0 ? '' : text}`.trimEnd())
+  return code === 0
+}
 
 function describe ({ diff, message, at, found, wanted, stack, exitCode, signal, error }) {
   const lines = []
@@ -49,10 +56,9 @@ function describe ({ diff, message, at, found, wanted, stack, exitCode, signal, 
 }
 
 const unseen = present.filter(path => !files.some(name => name.endsWith(path.slice('build/'.length))))
-if (lint.status !== 0) failed.push('lint: oxlint --type-aware')
+if (!isClean) failed.push('lint: oxlint --type-aware')
 for (const path of missing) failed.push(`${path} is not there; is it built?`)
 for (const path of unseen) failed.push(`${path} did not run`)
-if (status !== 0 && failed.length === 0) failed.push(`tap ended with ${status ?? 'a signal'}`)
 if (passed === 0 && failed.length === 0) failed.push('nothing passed')
 
 const leftOut = [...named.length > 0 ? [`${all.filter(path => !wanted.includes(path)).length} test files that were not named`] : [], ...registered()]
@@ -69,7 +75,6 @@ list('left out of this run', leftOut)
 
 /** What the registry says is not part of `npm test`, and what of it does not exist yet. */
 function registered () {
-  const { scripts } = JSON.parse(readFileSync(join(top, 'package.json'), 'utf8'))
   const registry = JSON.parse(readFileSync(join(top, 'test', 'left-out.json'), 'utf8'))
   const known = new Set(registry.map(({ script }) => script))
   for (const script of Object.keys(scripts)) {

@@ -10,6 +10,7 @@ import t from 'tap'
 const TOP = fileURLToPath(new URL('../..', import.meta.url))
 interface Counts { readonly passed: number, readonly failed: string[], readonly skipped: string[], readonly todo: string[], readonly files: string[] }
 const { countTap } = await import(new URL('../../scripts/count-tap.js', import.meta.url).href) as { countTap: (text: string) => Counts }
+const { runTests } = await import(new URL('../../scripts/run-tests.js', import.meta.url).href) as { runTests: (files: readonly string[], options: { cwd: string, jobs: number, timeout: number, grace: number, write: (tap: string) => void }) => Promise<void> }
 
 await t.test('assertions are counted once, failures, skips and todos by name', t => {
   const counts = countTap(`TAP version 14
@@ -49,6 +50,28 @@ not ok 4 - build/test/d.test.js
   t.strictSame(counts.todo, ['build/test/a.test.js > inner > four: later', 'build/test/a.test.js > inner > five'])
   t.strictSame(counts.files, ['a', 'b', 'c', 'd'].map(name => `build/test/${name}.test.js`))
   t.end()
+})
+
+await t.test('files that run at once are told apart, and one that fails, dies, hangs or says nothing is a failure', async t => {
+  const say = (...lines: string[]): string => lines.map(line => `process.stdout.write(${JSON.stringify(`${line}\n`)})`).join('\n')
+  const cwd = t.testdir({
+    'fine.js': `${say('TAP version 14', '# Subtest: one', '    ok 1 - first')}\nsetTimeout(() => { ${say('    1..1', 'ok 1 - one', '1..1').replaceAll('\n', ';')} }, 300)`,
+    'twice.js': say('TAP version 14', 'ok 1 - a', 'ok 2 - b', '1..2'),
+    'fails.js': `${say('TAP version 14', 'not ok 1 - wrong', '1..1')}\nprocess.exitCode = 1`,
+    'dies.js': `${say('TAP version 14', 'ok 1 - a', '1..1')}\nprocess.kill(process.pid, 'SIGKILL')`,
+    'ends.js': `${say('TAP version 14', 'ok 1 - a', '1..1')}\nprocess.exitCode = 7`,
+    'hangs.js': `${say('TAP version 14', 'ok 1 - a')}\nsetInterval(() => {}, 1000)`,
+    'mute.js': '',
+    'half.js': say('TAP version 14', 'ok 1 - a', '1..2'),
+  })
+  const files = ['fine.js', 'twice.js', 'fails.js', 'dies.js', 'ends.js', 'hangs.js', 'mute.js', 'half.js']
+  let tap = ''
+  await runTests(files, { cwd, jobs: 3, timeout: 1, grace: 1, write: text => { tap += text } })
+  const { passed, failed, skipped, files: ran } = countTap(tap)
+  t.strictSame(ran.toSorted(), files.filter(name => name !== 'mute.js').toSorted())
+  t.equal(passed, 7)
+  t.strictSame(failed.toSorted(), ['dies.js (as a whole)', 'ends.js (as a whole)', 'fails.js > wrong', 'half.js (as a whole)', 'hangs.js (as a whole)', 'mute.js'])
+  t.strictSame(skipped, [])
 })
 
 await t.test('TAP that ends early, bails out or is empty is a failure', t => {
