@@ -1,17 +1,18 @@
 import { fuzzAnswers, fuzzBytes, fuzzParser } from '../test/fixtures/answer-fuzz.js'
 import { judge } from '../test/fixtures/body-oracle.js'
+import { fuzzChild } from '../test/fixtures/child-fuzz.js'
 import { fuzzEmbedded, fuzzGate, type Fuzzed } from '../test/fixtures/couch-fuzz.js'
 
 // Mutated requests to the gate and to the embedded database: canonical form, header hygiene, the streaming check of
-// bodies, and the front; and mutated answers, of a CouchDB to the gate and of a peer to who fetches files.
-// `FUZZ_SECONDS=600 FUZZ_SEED=7 node build/scripts/fuzz-couch.js [gate|embedded|answers|parser|bytes|stored]`; 60 s together unless told otherwise.
+// bodies, and the front, and to its process; and mutated answers, of a CouchDB to the gate and of a peer to who fetches files.
+// `FUZZ_SECONDS=600 FUZZ_SEED=7 node build/scripts/fuzz-couch.js [gate|embedded|child|answers|parser|bytes|stored]`; 60 s together unless told otherwise.
 // Exits 1 where something arrived that should not have; its bytes belong into test/fixtures/couch-corpus.json.
 // With PATCHCORD_TEST_COUCHDB_URL, bodies made to write design and local documents go to that CouchDB as well, and what it
 // stores is looked at (test/fixtures/body-oracle.ts).
 
 const given = process.env['PATCHCORD_TEST_COUCHDB_URL']
 const kinds: ReadonlyArray<readonly [kind: string, fuzz: (count: number, seed: number, isOver: () => boolean) => Promise<Fuzzed>]> = [
-  ['gate', fuzzGate], ['embedded', fuzzEmbedded], ['answers', fuzzAnswers], ['parser', fuzzParser], ['bytes', fuzzBytes],
+  ['gate', fuzzGate], ['embedded', fuzzEmbedded], ['child', fuzzChild], ['answers', fuzzAnswers], ['parser', fuzzParser], ['bytes', fuzzBytes],
   ...given === undefined ? [] : [['stored', async (count: number, seed: number, isOver: () => boolean): Promise<Fuzzed> => {
     const { username, password, protocol, host } = new URL(given)
     const { requests, taken, findings } = await judge({ url: `${protocol}//${host}`, username, password }, count, seed, { isOver })

@@ -9,7 +9,7 @@ import { promisify } from 'node:util'
 import t from 'tap'
 import { takeLock } from '../src/agent/lock.js'
 import { ControlClient } from '../src/control/client.js'
-import { answer, isAlive, patchcord, up, until, type Run, type Service } from './fixtures/processes.js'
+import { answer, isAlive, patchcord, patchcordHere, up, until, type Run, type Service } from './fixtures/processes.js'
 
 const home = t.testdir({})
 const at = (name: string): string => join(home, name)
@@ -30,7 +30,7 @@ await t.test('bad command lines end with 2, name the thing, and start nothing', 
     [['up', '--couch', 'http://[::1]:1'], /go together/],
     [['up', '--home', at('x'.repeat(120))], /control socket's path has \d+ bytes/],
   ] as const) {
-    const run = await patchcord([...args, ...(args as readonly string[]).includes('--home') ? [] : ['--home', none]])
+    const run = await (args[0] === 'up' ? patchcord : patchcordHere)([...args, ...(args as readonly string[]).includes('--home') ? [] : ['--home', none]])
     t.equal(run.code, 2, args.join(' '))
     t.match(run.stderr, said)
     t.equal(run.stdout, '', 'stdout is for answers')
@@ -38,7 +38,7 @@ await t.test('bad command lines end with 2, name the thing, and start nothing', 
   t.notOk(existsSync(none), 'nothing was made')
   t.equal((await patchcord(['--version'])).code, 0)
   for (const command of ['up', 'get', 'device', 'db', 'share', 'explain']) {
-    const help = await patchcord([command, '--help'])
+    const help = await patchcordHere([command, '--help'])
     t.equal(help.code, 0)
     t.match(help.stdout, /example:\n {2}patchcord /, `${command} --help shows an example`)
   }
@@ -46,7 +46,7 @@ await t.test('bad command lines end with 2, name the thing, and start nothing', 
 
 await t.test('without a service, commands say so and exit with 4', async t => {
   for (const args of [['status'], ['devices'], ['ls'], ['couch'], ['identity']]) {
-    const run = await patchcord([...args, '--json', '--home', at('none')])
+    const run = await (args[0] === 'status' ? patchcord : patchcordHere)([...args, '--json', '--home', at('none')])
     t.equal(run.code, 4)
     t.match(answer(run), { event: 'failed', code: 'not-running', hint: /patchcord up/ })
   }
@@ -55,7 +55,7 @@ await t.test('without a service, commands say so and exit with 4', async t => {
   const killed = createServer((_, response) => { response.write('{"event":"file"', () => { response.destroy() }) }).listen(at('cut-off/control.sock'))
   await once(killed, 'listening')
   t.teardown(() => killed.close())
-  const run = await patchcord(['ls', '--json', '--home', at('cut-off')])
+  const run = await patchcordHere(['ls', '--json', '--home', at('cut-off')])
   t.equal(run.code, 4)
   t.match(answer(run), { event: 'failed', code: 'stopped', hint: /patchcord up/ })
 })
@@ -142,7 +142,7 @@ await t.test('a service, its files and databases, by command line', async t => {
   const dir = at('one')
   const service = await up(dir, ['--name', 'laptop'])
   t.teardown(() => { service.child.kill('SIGKILL') })
-  const run = (...args: string[]): Promise<Run> => patchcord([...args, '--home', dir])
+  const run = (...args: string[]): Promise<Run> => patchcordHere([...args, '--home', dir])
   const json = async <Answer>(...args: string[]): Promise<Answer> => answer<Answer>(await run(...args, '--json'))
 
   t.equal(statSync(dir).mode & 0o777, 0o700)
@@ -154,10 +154,10 @@ await t.test('a service, its files and databases, by command line', async t => {
 
   const status = await json<{ device: string, name: string, server: { pid: number }, couch: object, peers: [] }>('status')
   t.match(status, { device: service.ready.device, name: 'laptop', couch: { kind: 'embedded', url: service.ready.couch.url }, peers: [] })
-  t.match((await run('status')).stdout, new RegExp(service.ready.device))
+  t.match((await patchcord(['status', '--home', dir])).stdout, new RegExp(service.ready.device))
 
   t.match(await json('db', 'create', 'notes'), { event: 'created', name: 'notes' })
-  t.equal((await run('db', 'create', 'notes')).code, 1)
+  t.equal((await patchcord(['db', 'create', 'notes', '--home', dir])).code, 1)
   t.match((await run('db', 'create', 'Notes')).stderr, /"Notes" is not a database name/)
   t.equal((await run('db', 'ls')).stdout, 'notes\n')
   const login = await json<{ url: string, username: string, password: string }>('couch')
@@ -170,7 +170,7 @@ await t.test('a service, its files and databases, by command line', async t => {
   writeFileSync(join(files, 'big.bin'), big)
   writeFileSync(join(files, 'below', 'abc.txt'), 'abc')
   symlinkSync('/etc/passwd', join(files, 'link'))
-  const added = await run('add', '--json', files, '--to', 'notes')
+  const added = await patchcord(['add', '--json', files, '--to', 'notes', '--home', dir])
   t.equal(added.code, 0)
   const events = added.stdout.trim().split('\n').map(line => JSON.parse(line) as { event: string, id: string, size: number, path: string, new: boolean })
   t.match(events.at(-1), { event: 'done', files: 2, bytes: big.length + 3 }, 'a link is not followed')
@@ -240,7 +240,7 @@ await t.test('after kill -9 of the agent the next up starts with the same identi
   t.not(other.ready.listen[0]!.port, port, 'the other took a port that was free')
   other.child.kill('SIGTERM')
   t.equal(await other.ended, 0)
-  t.equal((await patchcord(['db', 'create', 'kept', '--home', dir])).code, 0)
+  t.equal((await patchcordHere(['db', 'create', 'kept', '--home', dir])).code, 0)
   first.child.kill('SIGKILL')
   await first.ended
   const second = await up(dir, [], {}, [])
@@ -248,7 +248,7 @@ await t.test('after kill -9 of the agent the next up starts with the same identi
   t.equal(second.ready.device, first.ready.device)
   t.equal(second.ready.listen[0]!.port, port, 'a port that was taken is kept')
   t.equal(second.ready.couch.url, first.ready.couch.url, 'checkpoints of programs depend on it')
-  t.equal((await patchcord(['db', 'ls', '--home', dir])).stdout, 'kept\n')
+  t.equal((await patchcordHere(['db', 'ls', '--home', dir])).stdout, 'kept\n')
   second.child.kill('SIGTERM')
   t.equal(await second.ended, 0)
 })

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { answer, patchcord, up } from './fixtures/processes.js'
+import { answer, patchcord, patchcordHere, up } from './fixtures/processes.js'
 
 // A certificate for what cannot run patchcord, tried with the programs that people import it into.
 
@@ -21,7 +21,7 @@ await t.test('export: openssl, curl, NSS and Chromium use the certificate, and r
     service.child.kill('SIGTERM')
     await service.ended
   })
-  const cli = (...args: string[]): ReturnType<typeof patchcord> => patchcord([...args, '--json', '--home', home])
+  const cli = (...args: string[]): ReturnType<typeof patchcord> => patchcordHere([...args, '--json', '--home', home])
   for (const name of ['photos', 'diary']) t.equal((await cli('db', 'create', name)).code, 0)
   writeFileSync(at('pass'), `${PASSPHRASE}\n`, { mode: 0o600 })
 
@@ -33,7 +33,7 @@ await t.test('export: openssl, curl, NSS and Chromium use the certificate, and r
   t.equal((await cli('export', '--p12', at('none.p12'), '--name', 'Phone', '--share', 'nowhere', '--passphrase-file', at('pass'))).code, 1)
 
   const started = performance.now()
-  const made = await cli('export', '--p12', at('phone.p12'), '--name', 'Phone', '--share', 'photos', '--passphrase-file', at('pass'))
+  const made = await patchcord(['export', '--p12', at('phone.p12'), '--name', 'Phone', '--share', 'photos', '--passphrase-file', at('pass'), '--json', '--home', home])
   t.equal(made.code, 0, made.stderr)
   t.comment(`export took ${Math.round(performance.now() - started)} ms`)
   const { device } = answer<{ device: string }>(made)
