@@ -47,7 +47,8 @@ async function faultState (): Promise<void> {
   const states = await startStateWorld(mkdtempSync(join(tmpdir(), 'pcs-')))
   for (let run = 1; run <= KILLS; run++) {
     const victim = VICTIMS[Math.floor(random() * VICTIMS.length)]!
-    const delay = Math.floor(random() * 600)
+    // As long as the two changes take, and a little longer on a busy machine.
+    const delay = Math.floor(random() * 150)
     try {
       const { right, what } = await killWhileWriting(states, victim, delay, run)
       say(right, `kill -9 ${run} of the ${victim} after ${delay} ms: ${what}`)

@@ -12,7 +12,6 @@ t.teardown(() => { rmdirSync(home) })
 
 const sample: ReadonlyArray<Partial<PairingKill>> = [
   { relation: 'peer', who: 'R', message: 7, arrives: true, delay: 8 },
-  { relation: 'own', who: 'R', message: 8, arrives: false },
   { relation: 'own', who: 'I', message: 8, arrives: false },
 ]
 
