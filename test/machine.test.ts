@@ -20,7 +20,7 @@ import { CHECK_NAMES, examine, type Check, type Examined } from '../src/machine/
 import { openDistribution } from '../src/machine/check-couch.js'
 import { execOf, unitText } from '../src/machine/unit.js'
 import { permissionFlags } from '../src/machine/launch.js'
-import { answer, isAlive, patchcord, up, until } from './fixtures/processes.js'
+import { answer, isAlive, patchcord, patchcordHere, up, until } from './fixtures/processes.js'
 
 const BIN = fileURLToPath(new URL('../src/bin/patchcord.js', import.meta.url))
 const SEED = 20_300_107
@@ -164,7 +164,7 @@ await t.test('doctor looks at the state of this device', async t => {
   writeFileSync(join(home, 'settings.json'), JSON.stringify({ ...settings, port }))
   t.match(await check('port', { ...real(Date.now()), service: undefined }), { ok: false, detail: new RegExp(`another program listens at port ${port}`), hint: /ss -ltnp/ })
   // Without a service: exit 1, and each line says what it is.
-  const run = await patchcord(['doctor', '--home', home])
+  const run = await patchcordHere(['doctor', '--home', home])
   t.equal(run.code, 1)
   t.match(run.stdout, /FAIL {2}service: .*\n {8}hint: start it/)
 })
@@ -227,7 +227,7 @@ console.log(JSON.stringify([() => fs.readFileSync(${JSON.stringify(join(folder, 
   let said = ''
   child.stderr.on('data', (chunk: Buffer) => { said += chunk.toString() })
   await once(child.stdout, 'data')
-  const { server } = answer<{ server: { pid: number } }>(await patchcord(['status', '--json', '--home', home]))
+  const { server } = answer<{ server: { pid: number } }>(await patchcordHere(['status', '--json', '--home', home]))
   if (!isOn()) t.match(depthOf(server.pid), /permission model.*no new privileges/)
   child.kill('SIGTERM')
   await once(child, 'close')
@@ -274,7 +274,7 @@ await t.test('service: shown, checked, and refused where there is no systemd of 
   t.match(script.stdout, /cat > \/etc\/apparmor\.d\/patchcord-server <</)
   t.match(script.stdout, /@\{PATCHCORD_CODE\}=\S+/)
   // Longer than a unix socket's path can be: Node 20 and 22 would ask another socket, 24 and 26 throw.
-  t.equal((await patchcord(['db', 'ls', '--home', join(home, 'x'.repeat(120))], env)).code, 4)
+  t.equal((await patchcordHere(['db', 'ls', '--home', join(home, 'x'.repeat(120))], env)).code, 4)
   const firewall = await patchcord(['service', 'firewall', '--home', join(home, 'x'.repeat(120))], env)
   t.equal(firewall.code, 0, firewall.stderr)
   t.match(firewall.stdout, /table inet patchcord/)
@@ -322,15 +322,15 @@ await t.test('logs, metrics, and what is said when it cannot go on', async t => 
   const said = await patchcord(['logs', '--json', '--home', home])
   t.match(said.stdout, /the server is ready/)
   for (const line of said.stdout.trim().split('\n')) JSON.parse((JSON.parse(line) as { line: string }).line)
-  t.equal((await patchcord(['logs', '-n', 'x', '--home', home])).code, 2)
-  t.equal((await patchcord(['logs', '-n', '1', '--json', '--home', home])).stdout.trim().split('\n').length, 1)
-  const { text } = answer<{ text: string }>(await patchcord(['metrics', '--json', '--home', home]))
+  t.equal((await patchcordHere(['logs', '-n', 'x', '--home', home])).code, 2)
+  t.equal((await patchcordHere(['logs', '-n', '1', '--json', '--home', home])).stdout.trim().split('\n').length, 1)
+  const { text } = answer<{ text: string }>(await patchcordHere(['metrics', '--json', '--home', home]))
   for (const name of Object.keys(METRICS)) t.match(text, new RegExp(`^# HELP ${name} `, 'm'))
   t.match(text, /^patchcord_server_up 1$/m)
   t.match(text, /^patchcord_process_resident_bytes\{process="server"\} \d{8,}$/m)
   service.child.kill('SIGTERM')
   await service.ended
-  t.equal((await patchcord(['logs', '--home', home])).code, 4)
+  t.equal((await patchcordHere(['logs', '--home', home])).code, 4)
 })
 
 await t.test('told to end by a signal to all of its processes, it ends in order and calls nothing a fault', async t => {
@@ -339,7 +339,7 @@ await t.test('told to end by a signal to all of its processes, it ends in order 
   let said = ''
   child.stderr.on('data', (chunk: Buffer) => { said += chunk.toString() })
   await once(child.stdout, 'data')
-  t.equal((await patchcord(['db', 'create', 'notes', '--home', home])).code, 0)
+  t.equal((await patchcordHere(['db', 'create', 'notes', '--home', home])).code, 0)
   process.kill(-child.pid!, 'SIGTERM')
   const [code] = await once(child, 'close')
   t.equal(code, 0)
@@ -384,8 +384,8 @@ await t.test('a crash: what to do is said, no secret is, its server ends with it
   const home = join(top, 'crash')
   const fault = `process.on('SIGUSR2', () => { throw new Error('GET http://me:hunter2-Correct.Horse@[::1]:5984/ failed') })`
   const service = await up(home, [], { NODE_OPTIONS: `--import=data:text/javascript;base64,${btoa(fault)}` })
-  t.equal((await patchcord(['db', 'create', 'notes', '--home', home])).code, 0)
-  const { server } = answer<{ server: { pid: number } }>(await patchcord(['status', '--json', '--home', home]))
+  t.equal((await patchcordHere(['db', 'create', 'notes', '--home', home])).code, 0)
+  const { server } = answer<{ server: { pid: number } }>(await patchcordHere(['status', '--json', '--home', home]))
   service.child.kill('SIGUSR2')
   await service.ended
   t.equal(service.child.signalCode, 'SIGKILL', 'a supervisor sees that it failed')
@@ -393,7 +393,7 @@ await t.test('a crash: what to do is said, no secret is, its server ends with it
   t.notMatch(service.log(), /hunter2/)
   await until('the end of its server', () => !isAlive(server.pid))
   const again = await up(home)
-  t.equal((await patchcord(['db', 'ls', '--home', home])).stdout, 'notes\n')
+  t.equal((await patchcordHere(['db', 'ls', '--home', home])).stdout, 'notes\n')
   again.child.kill('SIGTERM')
   t.equal(await again.ended, 0)
 })

@@ -7,7 +7,7 @@ import { createServer as createHttpServer, request as httpRequest, type Incoming
 import { connect as connectTcp, type AddressInfo, type Socket } from 'node:net'
 import { networkInterfaces, tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Readable } from 'node:stream'
+import { PassThrough, Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { TLSSocket } from 'node:tls'
 import { fileURLToPath } from 'node:url'
@@ -26,6 +26,7 @@ import { Connections } from '../src/server/connections.js'
 import { readLines } from '../src/server/control-channel.js'
 import { Dispatch } from '../src/server/dispatch.js'
 import { parseEnv } from '../src/server/env.js'
+import { runServer } from '../src/server/run.js'
 import { Shortage } from '../src/server/shortage.js'
 import { Sources } from '../src/server/sources.js'
 import { buildState } from '../src/server/state.js'
@@ -1100,17 +1101,28 @@ await t.test('a bad env is one line that names the field, and nothing listens', 
     ['files by a relative path', line({ ...good, files: { root: 'files' } }), /files\.root must be an absolute path/],
     ['a port in use', line({ ...good, listen: [{ host: '::1', port: 0 }, { host: '::1', port: busy.port }] }), /port \d+ is in use/, 1],
   ]
-  for (let at = 0; at < rows.length; at += 4) {
-    await Promise.all(rows.slice(at, at + 4).map(async ([what, bytes, says, code = 2]) => {
+  /** As a process, and what each process runs in this one. */
+  const [started, here] = [
+    async (bytes: string): Promise<{ code: unknown, out: string, errors: string }> => {
       const child = run(t)
       child.process.stdin.end(bytes)
-      t.equal(await child.exited, code, `${what}: exit ${code}`)
-      t.match(child.errors(), says, what)
-      t.match(child.errors(), /^patchcord-server: [^\n]+ \([^\n]+\)\n$/, `${what}: one line, with a hint`)
-      t.strictSame(child.out(), [], `${what}: never ready`)
-      t.notOk(child.errors().includes(PASSWORD) || child.errors().includes(other.slice(60, 100)) || child.errors().includes(identity.key.slice(60, 100)), `${what}: nothing secret`)
-    }))
-  }
+      const code = await child.exited
+      return { code, out: child.out().join(), errors: child.errors() }
+    },
+    async (bytes: string): Promise<{ code: unknown, out: string, errors: string }> => {
+      const out = new PassThrough()
+      const ended = await runServer(Readable.from([Buffer.from(bytes)]), out, new AbortController().signal).then(() => new Error('it ran'), (error: unknown) => error as PatchcordError)
+      return { code: ended instanceof PatchcordError ? ended.exit : 1, out: String(out.read() ?? ''), errors: `patchcord-server: ${ended.message} (${(ended as PatchcordError).hint})\n` }
+    },
+  ]
+  await Promise.all(rows.map(async ([what, bytes, says, code = 2]) => {
+    const ended = await (['nothing', 'malformed', 'a password of another type', 'a port in use'].includes(what) ? started : here)(bytes)
+    t.equal(ended.code, code, `${what}: exit ${code}`)
+    t.match(ended.errors, says, what)
+    t.match(ended.errors, /^patchcord-server: [^\n]+ \([^\n]+\)\n$/, `${what}: one line, with a hint`)
+    t.equal(ended.out, '', `${what}: never ready`)
+    t.notOk([PASSWORD, other.slice(60, 100), identity.key.slice(60, 100)].some(secret => ended.errors.includes(secret)), `${what}: nothing secret`)
+  }))
 })
 
 await t.test('lines are whole, and bounded', async t => {

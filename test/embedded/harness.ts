@@ -56,7 +56,8 @@ export function ask (url: string, method: string, path: string, { as = 'me', aut
       incoming.on('data', (part: Buffer) => parts.push(part))
       incoming.on('end', () => {
         const text = parts.map(part => part.toString('latin1')).join('')
-        resolve({ status: incoming.statusCode!, headers: incoming.headers, text, get json () { return JSON.parse(text) as Answer['json'] } })
+        let json: Answer['json'] | undefined
+        resolve({ status: incoming.statusCode!, headers: incoming.headers, text, get json () { return json ??= JSON.parse(text) as Answer['json'] } })
       })
       incoming.on('error', reject)
     })
