@@ -1101,6 +1101,10 @@ await t.test('a bad env is one line that names the field, and nothing listens', 
     ['files by a relative path', line({ ...good, files: { root: 'files' } }), /files\.root must be an absolute path/],
     ['a port in use', line({ ...good, listen: [{ host: '::1', port: 0 }, { host: '::1', port: busy.port }] }), /port \d+ is in use/, 1],
   ]
+  // What runs in this process makes a logger each time, which listens for its end.
+  const most = process.getMaxListeners()
+  process.setMaxListeners(100)
+  t.teardown(() => { process.setMaxListeners(most) })
   /** As a process, and what each process runs in this one. */
   const [started, here] = [
     async (bytes: string): Promise<{ code: unknown, out: string, errors: string }> => {
