@@ -288,7 +288,7 @@ await t.test('the connection for bytes: puts them where they are to lie, and nev
 })
 
 /** A pool towards something that is told of every request, on whichever connection. */
-async function pipelined (t: Test, answer: (socket: Socket, path: string, connection: number) => void, most = 8): Promise<{ ask: (path: string, signal?: AbortSignal) => Promise<Answered>, pool: BytePool, asked: string[][] }> {
+async function pipelined (t: Test, answer: (socket: Socket, path: string, connection: number) => void, most = 8, dialled?: (signal: AbortSignal) => Promise<void>): Promise<{ ask: (path: string, signal?: AbortSignal) => Promise<Answered>, pool: BytePool, asked: string[][] }> {
   const sockets: Socket[] = []
   const asked: string[][] = []
   const server = createTcpServer(socket => {
@@ -306,7 +306,8 @@ async function pipelined (t: Test, answer: (socket: Socket, path: string, connec
     })
   }).listen({ host: '::1', port: 0 })
   await once(server, 'listening')
-  const pool = new BytePool(async onread => {
+  const pool = new BytePool(async (onread, signal) => {
+    await dialled?.(signal)
     const socket = connect({ host: '::1', port: (server.address() as AddressInfo).port, noDelay: true, onread })
     await once(socket, 'connect')
     return socket
@@ -393,6 +394,43 @@ await t.test('short answers: what ends one does not end the others', async t => 
   long.abort(new Error('not wanted any more'))
   t.match(await Promise.all(asks), [{ body: '0' }, { message: 'not wanted any more' }, { body: 'b' }], 'one that is long is not read to its end: those behind it are asked again')
   t.strictSame(huge.asked, [['/0', '/a', '/b'], ['/b']])
+})
+
+await t.test('short answers: what ends one on a connection that was of no use yet is not told to the others', async t => {
+  const over = new AbortController()
+  const abandoned = await pipelined(t, (socket, path, connection) => {
+    if (connection > 0) socket.write(plainAnswer(path))
+    else if (path === '/b') over.abort(new Error('not wanted any more'))
+    else if (path === '/c') socket.write(plainAnswer('a'.repeat(100_000)))
+  }, 1)
+  const first = [abandoned.ask('/a', over.signal).catch((error: unknown) => error), abandoned.ask('/b'), abandoned.ask('/c')]
+  t.match(await Promise.all(first), [{ message: 'not wanted any more' }, { body: '/b' }, { body: '/c' }], 'a long answer that nobody wants any more')
+  const refusing = await pipelined(t, (socket, path) => { socket.write(path === '/a' ? 'HTTP/1.1 404 Not Found\r\n\r\nno' : plainAnswer(path)) }, 1)
+  t.match(await Promise.all([refusing.ask('/a').catch((error: unknown) => error), refusing.ask('/b')]), [{ message: 'refused with 404' }, { body: '/b' }], 'a refusal that has no end')
+})
+
+await t.test('short answers: nobody is given a connection that is over, and nobody\'s connection takes no turn', async t => {
+  const silent = await pipelined(t, (socket, path, connection) => { if (connection > 3) socket.write(plainAnswer(path)) }, 4)
+  const wanted = Array.from({ length: 4 }, () => new AbortController())
+  const asks = wanted.map(({ signal }, at) => silent.ask(`/${at}`, signal).catch((error: unknown) => error))
+  await until('all having been asked', () => silent.asked.flat().length === 4)
+  wanted[0]!.abort(new Error('not wanted any more'))
+  t.equal((await silent.ask('/next')).body, '/next', 'asked in the very moment')
+  silent.pool.destroy()
+  t.match(await Promise.all(asks), [{ message: 'not wanted any more' }, { code: 'unreachable' }, { code: 'unreachable' }, { code: 'unreachable' }])
+
+  let hangs = true
+  const stopped = await pipelined(t, (socket, path) => { socket.write(plainAnswer(path)) }, 2, async signal => {
+    if (hangs) await new Promise((_resolve, reject) => { signal.addEventListener('abort', () => { reject(signal.reason as Error) }) })
+  })
+  for (let n = 0; n < 3; n++) {
+    const over = new AbortController()
+    const asking = stopped.ask('/a', over.signal).catch((error: unknown) => error)
+    setImmediate(() => { over.abort(new Error('not wanted any more')) })
+    t.match(await asking, { message: 'not wanted any more' })
+  }
+  hangs = false
+  t.equal((await stopped.ask('/b', AbortSignal.timeout(5000))).body, '/b', 'what was being dialled for nobody is given up')
 })
 
 await t.test('short answers: a connection that ends is no failure of what it had not begun to answer, where it was of use', async t => {

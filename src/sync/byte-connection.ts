@@ -77,7 +77,7 @@ export class ByteConnection implements Writer {
   readonly #asked: Asked[] = []
   /** Requests that were not written yet. */
   #unsent = ''
-  /** Whether a request was answered whole. */
+  /** Whether a request was answered whole, or it is cut on account of one alone: what it had not begun to answer may be asked again on another. */
   #wasOfUse = false
 
   private constructor (host: string, who: string) {
@@ -148,6 +148,12 @@ export class ByteConnection implements Writer {
     this.#destroy(new Error('it was cut'))
   }
 
+  /** Cut on account of one request: those behind it are not told why. */
+  #destroyFor (error: Error): void {
+    this.#wasOfUse = true
+    this.#destroy(error)
+  }
+
   #destroy (error: Error): void {
     this.#failure ??= error
     this.#socket.destroy()
@@ -159,7 +165,7 @@ export class ByteConnection implements Writer {
     const reason = asked.exchange.signal.reason as Error
     const isLong = asked === this.#asked[0] && this.#isBody && this.#left > MOST_REFUSAL_BYTES
     if (asked.exchange.isShort !== true || this.#asked.length === 1 || isLong) {
-      this.#destroy(reason)
+      this.#destroyFor(reason)
       return
     }
     asked.isOver = true
@@ -253,7 +259,7 @@ export class ByteConnection implements Writer {
     } catch (error) {
       asked.refusal = error
       if (this.#left > MOST_REFUSAL_BYTES) {
-        this.#destroy(error as Error)
+        this.#destroyFor(error as Error)
         return false
       }
     }

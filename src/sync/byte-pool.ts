@@ -21,7 +21,8 @@ class Shared {
   connection: ByteConnection | undefined
   users = 0
   failed!: (error: unknown) => void
-  end!: () => void
+  #end!: () => void
+  readonly #unused = new AbortController()
   #resolve!: (connection: ByteConnection) => void
 
   constructor () {
@@ -31,7 +32,15 @@ class Shared {
     })
     // Those who wait for it are told.
     this.opening.catch(() => undefined)
-    this.over = new Promise(resolve => { this.end = resolve })
+    this.over = new Promise(resolve => { this.#end = resolve })
+  }
+
+  /** Aborts when it ends: nobody waits for it to open any more. */
+  get unused (): AbortSignal { return this.#unused.signal }
+
+  end (reason: Error): void {
+    this.#unused.abort(reason)
+    this.#end()
   }
 
   opened (connection: ByteConnection): void {
@@ -99,10 +108,9 @@ export class BytePool {
         if (await connection.get(exchange, SILENT_MS)) return
       } finally {
         shared.users -= 1
-        if (shared.connection?.isOpen === false) this.#shared.delete(shared)
         if (shared.users === 0) {
           this.#shared.delete(shared)
-          shared.end()
+          shared.end(new PatchcordError('unreachable', 'nobody asks any more'))
         }
       }
       cuts.throwIfAborted()
@@ -112,21 +120,23 @@ export class BytePool {
   /** Of two that have nothing to do, the older; a new one only where all have something to do. */
   #leastUsed (): Shared {
     let least: Shared | undefined
-    for (const shared of this.#shared) if (least === undefined || shared.users < least.users) least = shared
+    for (const shared of this.#shared) {
+      if (shared.connection?.isOpen === false) this.#shared.delete(shared)
+      else if (least === undefined || shared.users < least.users) least = shared
+    }
     return least === undefined || (least.users > 0 && this.#shared.size < this.#sharing) ? this.#share() : least
   }
 
   #share (): Shared {
     const shared = new Shared()
     this.#shared.add(shared)
-    const cuts = this.#cut.signal
     this.#turns.run(async () => {
-      const connection = this.#rested() ?? await this.#open(cuts)
+      const connection = this.#rested() ?? await this.#open(shared.unused)
       this.#busy.add(connection)
       shared.opened(connection)
       await shared.over
       this.#rest(connection)
-    }, cuts).catch((error: unknown) => {
+    }, shared.unused).catch((error: unknown) => {
       this.#shared.delete(shared)
       shared.failed(error)
     })
@@ -146,8 +156,11 @@ export class BytePool {
 
   /** Cuts every connection, those that are being made too. The next request makes new ones. */
   destroy (): void {
-    this.#cut.abort(new PatchcordError('unreachable', `the connections to ${this.#who} were cut`))
+    const reason = new PatchcordError('unreachable', `the connections to ${this.#who} were cut`)
+    this.#cut.abort(reason)
     this.#cut = new AbortController()
+    for (const shared of this.#shared) shared.end(reason)
+    this.#shared.clear()
     for (const connection of [...this.#idle.splice(0), ...this.#busy]) connection.destroy()
   }
 
@@ -160,6 +173,7 @@ export class BytePool {
   }
 
   async #open (signal: AbortSignal): Promise<ByteConnection> {
+    signal.throwIfAborted()
     const cuts = this.#cut.signal
     const over = new AbortController()
     return await new Promise<ByteConnection>((resolve, reject) => {
