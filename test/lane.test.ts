@@ -1,6 +1,8 @@
 import { subscribe } from 'node:diagnostics_channel'
+import fs from 'node:fs'
 import { createServer, type IncomingMessage } from 'node:http'
 import { mkdir, writeFile } from 'node:fs/promises'
+import { syncBuiltinESMExports } from 'node:module'
 import { join } from 'node:path'
 import { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -360,6 +362,41 @@ await t.test('answers that wait to be written together: an update cuts them, a c
   t.ok(await last.ended())
   const answered = log.requests().filter(({ connection, bytes }) => connection === log.requests().at(-1)!['connection'] && bytes === 60_000).length
   t.equal(last.bytes >= answered * 60_000, true, 'what was answered has arrived')
+})
+
+await t.test('a disk that fails costs no answer before it, and not the process', async t => {
+  const root = t.testdir({})
+  const id = (letter: string): string => `${letter.repeat(51)}a`
+  for (const [letter, bytes] of [['b', Buffer.from('a small file')], ['e', Buffer.alloc(100_000)]] as const) {
+    await mkdir(join(root, letter + letter))
+    await writeFile(join(root, letter + letter, id(letter).slice(2)), bytes)
+  }
+  const { port } = await startWorld(t, answerSlowly, { files: { root } })
+  const { read, closeSync } = fs
+  t.teardown(() => {
+    Object.assign(fs, { read, closeSync })
+    syncBuiltinESMExports()
+  })
+  const failure = Object.assign(new Error('EIO'), { code: 'EIO' })
+  const small = get(`/files/${id('b')}`)
+  fs.closeSync = descriptor => {
+    closeSync(descriptor)
+    throw failure
+  }
+  syncBuiltinESMExports()
+  const closing = await connected(t, port, 'lane')
+  t.ok(await closing.write(small).answers(1), 'a file that is not closed well')
+  closing.end()
+  const failing = (_descriptor: number, buffer: Buffer, at: number, length: number, position: number, done: (error: Error | null, bytes: number, buffer: Buffer) => void): void => {
+    if (length === 10) done(failure, 0, buffer)
+    else read(_descriptor, buffer, at, length, position, done)
+  }
+  Object.assign(fs, { closeSync, read: failing })
+  syncBuiltinESMExports()
+  const broken = await connected(t, port, 'lane')
+  broken.write(small.repeat(3) + get(`/files/${id('e')}`, 'Range: bytes=0-9'))
+  t.ok(await broken.ended())
+  t.strictSame(broken.statuses, [200, 200, 200])
 })
 
 // ---- 3. what happens around a request of the lane

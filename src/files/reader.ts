@@ -64,7 +64,8 @@ export class FileReader {
           return
         }
         const done = (bytes?: Buffer): void => {
-          closeSync(descriptor)
+          // Some file systems tell of a failed disk here, and whoever throws into the system's answer ends the process.
+          try { closeSync(descriptor) } catch { /* the bytes were read, or were not */ }
           resolve(bytes)
         }
         const size = smallSize(descriptor)

@@ -93,7 +93,11 @@ export class LaneAnswer implements Answering {
     this.#output.end(this, this.#isChunked ? `${last}0\r\n\r\n` : last)
   }
 
-  destroy (): void { this.socket.destroy() }
+  destroy (): void {
+    // Those before it have ended: what became of this one is not theirs to bear.
+    this.#output.flush()
+    this.socket.destroy()
+  }
 
   once (event: AnswerEvent, listener: () => void): void { this.#listeners.push({ event, listener, isOnce: true }) }
   on (event: AnswerEvent, listener: () => void): void { this.#listeners.push({ event, listener, isOnce: false }) }
