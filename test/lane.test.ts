@@ -364,6 +364,16 @@ await t.test('answers that wait to be written together: an update cuts them, a c
   t.equal(last.bytes >= answered * 60_000, true, 'what was answered has arrived')
 })
 
+await t.test('answers of CouchDB that were asked for at once do not wait for each other to be written', async t => {
+  const { port } = await startWorld(t, answerSlowly)
+  const client = await connected(t, port, 'lane')
+  let pieces = 0
+  client.socket.on('data', () => { pieces++ })
+  t.ok(await client.write(get('/couch/shared/a').repeat(40)).answers(40))
+  t.ok(pieces < 30, `in ${pieces} pieces`)
+  client.end()
+})
+
 await t.test('a disk that fails costs no answer before it, and not the process', async t => {
   const root = t.testdir({})
   const id = (letter: string): string => `${letter.repeat(51)}a`

@@ -212,6 +212,8 @@ export class Transfer implements UpstreamListener, Watched {
     if (!response.headersSent) this.#writeHead(this.#bytes > 0 ? this.#bytes : undefined)
     response.end(this.#held, 'latin1')
     this.#held = ''
+    // That it leaves, and does not stall, is then seen to by whoever asked.
+    if (response.mayBeFollowed === true) this.#onFinish()
   }
 
   /** `length` where the whole body is known and upstream did not say how long it is. */
