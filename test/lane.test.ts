@@ -409,6 +409,32 @@ await t.test('a disk that fails costs no answer before it, and not the process',
   t.strictSame(broken.statuses, [200, 200, 200])
 })
 
+await t.test('what comes behind the answer that ends the connection does not cut those before it', async t => {
+  const root = t.testdir({})
+  const id = `${'b'.repeat(51)}a`
+  await mkdir(join(root, 'bb'))
+  await writeFile(join(root, 'bb', id.slice(2)), Buffer.alloc(60_000, 'y'))
+  const { port, log } = await startWorld(t, answerSlowly, { files: { root } })
+  const file = get(`/files/${id}`)
+  const refused = (): number => log.requests().filter(({ status }) => status === 400).length
+  // How much the system takes for one that does not read is its own to say.
+  for (let count = 20; count < 130; count += 2) {
+    const client = await connected(t, port, 'lane')
+    client.bytes = 0
+    client.socket.pause()
+    const before = refused()
+    client.write(file.repeat(count) + get('/couch/shared/%'))
+    await sleep(40)
+    const isOnItsWay = refused() === before
+    client.write(file)
+    await sleep(15)
+    client.socket.resume()
+    if (!await client.ended(10_000)) t.fail('it ends')
+    if (isOnItsWay && client.bytes < 60_000 * count) t.fail(`${count} were answered, and ${client.bytes} bytes came`)
+  }
+  t.pass('all came')
+})
+
 // ---- 3. what happens around a request of the lane
 
 const ENDLESS: Answer = (socket, { target }) => {

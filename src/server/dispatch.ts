@@ -72,7 +72,8 @@ export class Dispatch {
   request (connection: Connection, asked: Asked): void {
     const { limits, connections, logger } = this.#options
     if (connection.refused) {
-      asked.response.destroy()
+      // The answer that ends the connection may be on its way, and good ones before it.
+      if (connection.waiting === 0) asked.response.destroy()
       return
     }
     if (connection.waiting >= limits.requestsPerEntry) {

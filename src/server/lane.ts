@@ -34,12 +34,13 @@ export function openLane (connection: Connection, { limits, ask, handOver, late 
   const output = new LaneOutput(connection)
   let hasAsked = false
   const read = (piece: Buffer): void => {
-    const heads = connection.refused ? undefined : plain.recognise(piece)
+    // Nothing is looked at behind what ends the connection.
+    if (connection.refused) return
+    const heads = plain.recognise(piece)
     if (heads?.every(isOfLane) === true) {
       if (!hasAsked) socket.setTimeout(limits.idleMs)
       hasAsked = true
       for (const { method, target, httpVersion, rawHeaders, known } of heads) {
-        // Nothing is looked at behind what ends the connection.
         if (connection.refused) return
         ask(connection, { method, target, httpVersion, rawHeaders, known, message: undefined, response: new LaneAnswer(output, method, limits.idleMs), askForBody: undefined })
       }
