@@ -9,9 +9,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { DEFAULT_LIMITS, type ServerEnv } from '../src/index.js'
+import { sent } from '../src/server/dispatch.js'
 import { LaneAnswer } from '../src/server/lane-answer.js'
 import { PlainHeads } from '../src/server/plain-head.js'
 import { answerText, JSON_OK, RawUpstream, type Answer } from './couch-fixtures.js'
+import { ManualClock } from './fixtures/manual-clock.js'
 import { Client, eventually, friendDevice, get, head, laptop, start, writer, type Credential, type Started } from './fixtures/server-world.js'
 
 // The plain lane beside Node's HTTP server: what it recognises Node reads the same, and whatever comes over a connection, in whatever
@@ -433,6 +435,22 @@ await t.test('what comes behind the answer that ends the connection does not cut
     if (isOnItsWay && client.bytes < 60_000 * count) t.fail(`${count} were answered, and ${client.bytes} bytes came`)
   }
   t.pass('all came')
+})
+
+await t.test('an answer whose client takes anything is not cut; one whose client takes nothing is', async t => {
+  const clock = new ManualClock(0)
+  let [left, cut] = [300_000, 0]
+  const response = { once () { /* neither finishes nor closes */ }, destroy: () => { cut = clock.monotonic() } }
+  void sent(response as never, { stallMs: 1000 }, clock, () => left)
+  for (let n = 0; n < 10; n++) {
+    clock.advance(600)
+    left -= 10_000
+  }
+  t.equal(cut, 0)
+  clock.advance(1500)
+  t.ok(cut >= 6600 && cut <= 7300, `after ${cut} ms`)
+  t.equal(clock.timers, 0)
+  t.end()
 })
 
 // ---- 3. what happens around a request of the lane

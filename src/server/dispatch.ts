@@ -181,7 +181,7 @@ export class Dispatch {
       this.#ended(connection)
     }
     if (response.writableFinished || response.destroyed) return ended()
-    const ending = sent(response, limits, clock).then(ended)
+    const ending = sent(response, limits, clock, () => waitingIn(connection)).then(ended)
     if (response.mayBeFollowed !== true) await ending
   }
 
@@ -300,12 +300,32 @@ async function discard (message: IncomingMessage, response: Answering, { headMs 
   })
 }
 
+/** What the system has not taken, or its client not from it: it changes as long as anything moves. `writeQueueSize` is not public; where it is
+ * missing, whole writes alone count as movement. */
+function waitingIn ({ socket, transport }: Connection): number {
+  const { _handle: handle } = transport as { _handle?: { writeQueueSize?: unknown } | null }
+  return socket.writableLength + (typeof handle?.writeQueueSize === 'number' ? handle.writeQueueSize : 0)
+}
+
 /** Resolves when the system took the whole answer, or its connection is gone. The next one on the connection
- * has its socket then, and learns when that closes. A client that takes nothing for `stallMs` is cut: no
- * other clock runs while an answer is on its way. */
-function sent (response: Answering, { stallMs }: Limits, clock: Clock): Promise<void> {
+ * has its socket then, and learns when that closes. A client that takes nothing for `stallMs`, of this answer or of those before it, is cut: no
+ * other clock runs while an answer is on its way. `waiting` tells what is on its way. */
+export function sent (response: Answering, { stallMs }: Pick<Limits, 'stallMs'>, clock: Clock, waiting: () => number): Promise<void> {
   return new Promise(resolve => {
-    const timer = clock.after(stallMs, () => { response.destroy() })
+    let timer: Timer
+    let seen = { waiting: waiting(), at: clock.monotonic() }
+    const watch = (): void => {
+      timer = clock.after(Math.max(1, Math.min(stallMs / 4, seen.at + stallMs - clock.monotonic())), () => {
+        const now = clock.monotonic()
+        if (waiting() !== seen.waiting) seen = { waiting: waiting(), at: now }
+        else if (now - seen.at >= stallMs) {
+          response.destroy()
+          return
+        }
+        watch()
+      })
+    }
+    watch()
     const done = (): void => {
       timer.cancel()
       resolve()
