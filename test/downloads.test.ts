@@ -369,6 +369,20 @@ await t.test('short answers: what ends one does not end the others', async t => 
   silent.pool.destroy()
   await Promise.all(many)
 
+  const mute = await pipelined(t, () => undefined, 1)
+  const kept = mute.ask('/kept').catch((error: unknown) => error)
+  for (let n = 0; n < 100; n++) {
+    const over = new AbortController()
+    const asking = mute.ask(`/${n}`, over.signal).catch((error: unknown) => error)
+    await new Promise(resolve => { setImmediate(resolve) })
+    over.abort(new Error('not wanted any more'))
+    t.match(await asking, { message: 'not wanted any more' })
+  }
+  await until('a connection for those behind', () => mute.asked.length >= 3)
+  t.ok(mute.asked.every(({ length }) => length <= 33), 'what is given up does not pile up behind one that answers nothing')
+  mute.pool.destroy()
+  await kept
+
   let [first, other]: [Socket | undefined, Socket | undefined] = [undefined, undefined]
   const leaving = await pipelined(t, (socket, path, connection) => {
     if (connection === 0) first = socket

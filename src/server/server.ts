@@ -268,7 +268,7 @@ class Server implements PatchcordServer {
     const connection = this.#bySocket.get(socket)
     const code = systemCode(error)
     this.#logger.debug({ connection: connection?.id, error: code }, 'not HTTP')
-    if (connection !== undefined && connection.running.size === 0 && !connection.refused && socket.writable) {
+    if (connection !== undefined && connection.waiting === 0 && !connection.refused && socket.writable) {
       socket.write(`HTTP/1.1 ${code === 'HPE_HEADER_OVERFLOW' ? '431 Request Header Fields Too Large' : code === 'ERR_HTTP_REQUEST_TIMEOUT' ? '408 Request Timeout' : '400 Bad Request'}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n`)
     }
     if (connection !== undefined) connection.refused = true

@@ -51,6 +51,8 @@ const [FILE_SIZE, ACCOUNT] = [FILE_SIZE_HEADER.toLowerCase(), ACCOUNT_HEADER.toL
 const HEADS = new HeadParser<string>(() => ({
   'transfer-encoding': undefined, 'content-length': undefined, 'connection': undefined, 'content-range': undefined, [FILE_SIZE]: undefined, [ACCOUNT]: undefined,
 }))
+/** Requests on one connection, those that were given up among them: who answers none of so many is not waited for. */
+const MOST_ASKED = 32
 /** The body of a refusal up to this is read, so that the connection can go on. */
 const MOST_REFUSAL_BYTES = 65_536
 
@@ -164,7 +166,7 @@ export class ByteConnection implements Writer {
   #abandon (asked: Asked): void {
     const reason = asked.exchange.signal.reason as Error
     const isLong = asked === this.#asked[0] && this.#isBody && this.#left > MOST_REFUSAL_BYTES
-    if (asked.exchange.isShort !== true || this.#asked.length === 1 || isLong) {
+    if (asked.exchange.isShort !== true || this.#asked.length === 1 || isLong || this.#asked.length > MOST_ASKED) {
       this.#destroyFor(reason)
       return
     }
