@@ -31,6 +31,31 @@ await t.test('safe names: a table, then anything', t => {
   t.end()
 })
 
+await t.test('a list that is made to cost the receiver: it is refused at once, or read in short turns', async t => {
+  const began = performance.now()
+  t.equal(safeName(`x${' .'.repeat(100_000)}${'漢'.repeat(100_000)}x`), 'x')
+  t.equal(safeName(`${'漢'.repeat(100_000)}.tar`), `${'漢'.repeat(65)}.tar`)
+  t.ok(performance.now() - began < 5_000, 'in time that grows as the name does')
+  const id = 'a'.repeat(52)
+  const listOf = (path: unknown): string => JSON.stringify({ patchcord: 'offer/1', files: [{ path, size: 0, id }] })
+  t.match(await parseList(listOf(Array<string>(64).fill('漢'.repeat(255)))), { files: { length: 1 } })
+  for (const [bad, message] of [
+    [listOf(['x'.repeat(256)]), /files\.0: path\.0/], [listOf(Array<string>(65).fill('x')), /files\.0: path must be a list of 1 to 64/],
+    [`{"patchcord":"offer/1","files":${'['.repeat(1_000_000)}${']'.repeat(1_000_000)}}`, /nests too deep/],
+    [`{"patchcord":"offer/1","files":[]${Array.from({ length: 8 * MOST_FILES }, (_, n) => `,"${n}":0`).join('')}}`, /too many fields/],
+  ] as const) await t.rejects(parseList(bad), { code: 'verification', message })
+  t.strictSame((await parseList(listOf([`[{":\\"${'['.repeat(100)}`]))).files[0]!.path, [`[{____${'['.repeat(100)}`], 'what is in a name is none')
+  let turns = 0
+  let isParsed = false
+  const parsing = parseList(JSON.stringify({ patchcord: 'offer/1', files: Array.from({ length: 8_000 }, (_, n) => ({ path: [`${n}a${'\u0315\u0300'.repeat(120)}`], size: 0, id })) })).then(() => { isParsed = true })
+  while (!isParsed) {
+    await new Promise(resolve => { setImmediate(resolve) })
+    turns += 1
+  }
+  await parsing
+  t.ok(turns > 80, `${turns} turns`)
+})
+
 await t.test('landing: what is there stays, shapes stay, nothing leaves the folder', async t => {
   const home = t.testdir({ to: { 'a.txt': 'mine', dir: { x: 'mine' } }, outside: {} })
   const store = await FileStore.open(join(home, 'files'))

@@ -23,16 +23,24 @@ export const MOST_LIST_BYTES = 8 * LEAF_BYTES
 const MOST_PARTS = 64
 
 const size = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
-const PathShape = v.pipe(v.array(v.pipe(v.string(), v.maxLength(1_000))), v.minLength(1), v.maxLength(MOST_PARTS))
+/** How long a name may be: longer than any file system takes, since to order the marks of one costs the square of it. */
+const MOST_NAME = 255
+/** Its length is looked at before what is in it. */
+const listOf = (least: number, most: number): v.GenericSchema<unknown[]> => v.custom<unknown[]>(value => Array.isArray(value) && value.length >= least && value.length <= most, `must be a list of ${least} to ${most}`)
+const PathShape = v.pipe(listOf(1, MOST_PARTS), v.array(v.pipe(v.string(), v.maxLength(MOST_NAME))))
 const FileShape = v.object({ path: PathShape, size, id: contentId })
 /** What is in the two is looked at some at a time. */
 const ListShape = v.object({
   patchcord: v.literal('offer/1'),
-  files: v.pipe(v.array(v.unknown()), v.maxLength(MOST_FILES)),
-  folders: v.exactOptional(v.pipe(v.array(v.unknown()), v.maxLength(MOST_FILES))),
+  files: listOf(0, MOST_FILES),
+  folders: v.exactOptional(listOf(0, MOST_FILES)),
 })
-/** Names that are made safe in one turn: some milliseconds. */
-const NAMES_IN_A_TURN = 2_000
+/** Characters of names that are made safe in one turn, a name counting some more: a few milliseconds. */
+const CHARACTERS_IN_A_TURN = 20_000
+const NAME_COUNTS = 8
+/** How deep the JSON of a list may nest, that of a later version too, and how many fields it may have: what V8 parses in a second for who wants it to take long. */
+const MOST_DEPTH = 16
+const MOST_FIELDS = 8 * MOST_FILES
 
 /** The parts of a name, below the folder that it lands in. */
 export type OfferedPath = readonly string[]
@@ -127,15 +135,16 @@ export async function keepList (store: FileStore, list: Buffer): Promise<Content
  * `verification` for what is none. */
 export async function parseList (text: string): Promise<Required<OfferedList>> {
   const what = 'the list of an offer'
+  if (!isPlain(text)) throw new PatchcordError('verification', `${what} nests too deep, or has too many fields`)
   const list = parseJson(ListShape, text, what, 'verification')
   // Most names are those of folders, again and again.
   const safe = new Map<string, string>()
   const made = new Folders()
-  let names = 0
+  let characters = 0
   const pathOf = async (path: readonly string[], isFile: boolean): Promise<string[]> => {
-    names += path.length
-    if (names > NAMES_IN_A_TURN) {
-      names = 0
+    characters += path.reduce((sum, name) => sum + name.length + NAME_COUNTS, 0)
+    if (characters > CHARACTERS_IN_A_TURN) {
+      characters = 0
       await turn()
     }
     const safely = path.map(name => {
@@ -155,4 +164,31 @@ export async function parseList (text: string): Promise<Required<OfferedList>> {
   const folders: OfferedPath[] = []
   for (const [at, one] of (list.folders ?? []).entries()) folders.push(await pathOf(parseShape(PathShape, one, `${what}: folders.${at}`, 'verification'), false))
   return { files, folders }
+}
+
+/** Whether JSON is no work to parse beyond its length. */
+function isPlain (json: string): boolean {
+  let depth = 0
+  let fields = 0
+  let isName = false
+  for (let at = 0; at < json.length; at++) {
+    switch (json.charCodeAt(at)) {
+      case 0x22: // "
+        isName = !isName
+        break
+      case 0x5C: // a backslash: whatever is next is a part of the name
+        at += 1
+        break
+      case 0x5B: case 0x7B: // [ {
+        if (!isName && ++depth > MOST_DEPTH) return false
+        break
+      case 0x5D: case 0x7D: // ] }
+        if (!isName) depth -= 1
+        break
+      case 0x3A: // :
+        if (!isName && ++fields > MOST_FIELDS) return false
+        break
+    }
+  }
+  return true
 }

@@ -10,15 +10,33 @@ export function safeName (name: string): string {
   let safe = name.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, '').normalize('NFC')
     .replace(/[/\\:*?"<>|]/g, '_')
     .replace(/^[\s.]+/u, dots => '_'.repeat(Math.min(2, dots.length)))
-    .replace(/[\s.]+$/u, '')
+  safe = withoutEnd(safe)
   if (Buffer.byteLength(safe) > MOST_BYTES) {
     const extension = /\.[^.]{1,20}$/u.exec(safe)?.[0] ?? ''
-    let stem = safe.slice(0, safe.length - extension.length)
-    while (Buffer.byteLength(stem) + Buffer.byteLength(extension) > MOST_BYTES) stem = stem.replace(/.$/su, '')
-    safe = (stem + extension).replace(/[\s.]+$/u, '')
+    const stem = safe.slice(0, safe.length - extension.length)
+    safe = withoutEnd(withinBytes(stem, MOST_BYTES - Buffer.byteLength(extension)) + extension)
   }
   if (RESERVED.test(safe)) safe = `_${safe}`
   return safe === '' ? '_' : safe
+}
+
+/** Without dots and spaces at the end. A regular expression would look at each run of them once for each of its characters. */
+function withoutEnd (name: string): string {
+  let end = name.length
+  while (end > 0 && /[\s.]/u.test(name[end - 1]!)) end -= 1
+  return name.slice(0, end)
+}
+
+/** As many of its characters as take so many bytes. */
+function withinBytes (text: string, most: number): string {
+  let end = 0
+  let left = most
+  for (const character of text) {
+    left -= Buffer.byteLength(character)
+    if (left < 0) break
+    end += character.length
+  }
+  return text.slice(0, end)
 }
 
 /** `name` for the `attempt`th try (from 1): `a.txt`, `a (2).txt`, … */
