@@ -154,6 +154,55 @@ await t.test('what was noted and is no folder any more, or was somebody else\'s 
   await t.rejects(land(store, { files }, to, { note: noteOf({}), signal: stop.signal }), { message: 'stopping' })
 })
 
+await t.test('one name for all files of a list, and many files in no folder: each costs what a file costs', async t => {
+  const home = mkdtempSync(join(folder, 'many-'))
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  const count = 1_500
+  const asides = new Set<ContentId>()
+  const files = await Promise.all(Array.from({ length: count }, async (_, n) => {
+    const bytes = Buffer.from(`${n}`.padStart(8))
+    const id = contentIdOf(leafHash(bytes))
+    asides.add(id)
+    await store.putAside(id, bytes)
+    return { path: ['same'], size: bytes.length, id }
+  }))
+  const giveTo = store.asides.giveTo.bind(store.asides)
+  let asked = 0
+  let running = 0
+  let most = 0
+  store.asides.giveTo = async (id, to) => {
+    asked += 1
+    if (asked === count - 10 && !isAgain) throw new Error('cut')
+    most = Math.max(most, ++running)
+    return await giveTo(id, to).finally(() => { running -= 1 })
+  }
+  let isAgain = false
+  const to = join(home, 'to')
+  await t.rejects(land(store, { files }, to, { asides, note: noteOf({}) }))
+  isAgain = true
+  const copy = store.hashes.copy.bind(store.hashes)
+  let read = 0
+  store.hashes.copy = (...args) => {
+    read += 1
+    return copy(...args)
+  }
+  writeFileSync(join(to, 'same (2000)'), 'x')
+  // The first is of the person's own, and of the same length.
+  rmSync(join(to, 'same'))
+  writeFileSync(join(to, 'same'), 'personal')
+  const landed = await land(store, { files }, to, { asides, note: noteOf({ tops: [] }) })
+  t.equal(new Set(landed).size, count)
+  t.strictSame(landed.map(path => readFileSync(path, 'utf8').trim()).toSorted(), files.map((_, n) => `${n}`).toSorted())
+  t.equal(readFileSync(join(to, 'same'), 'utf8'), 'personal')
+  t.ok(asked < 3 * count, `${asked} names were tried for ${count} files`)
+  t.ok(read < 10, `${read} files were read`)
+
+  most = 0
+  await land(store, { files: files.map((file, n) => ({ ...file, path: [`${n}`] })) }, join(home, 'flat'), { asides })
+  t.ok(most > 8, `${most} at once`)
+})
+
 await t.test('kill -9 of the receiver while an offer lands (npm run test:faults landing makes 50)', async t => {
   const world = await startLandingWorld(mkdtempSync(join(folder, 'k')), 400)
   t.teardown(() => world.stop())

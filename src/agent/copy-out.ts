@@ -98,16 +98,16 @@ async function watched (path: string, onBytes: OnBytes | undefined, copy: () => 
 
 const MOST_ATTEMPTS = 1_000
 
-/** Does `make` for `folder/name`, `folder/name (2)`, … until one was free; which. Nothing is ever replaced. */
-export async function underFreeName (folder: string, name: string, make: (path: string) => Promise<unknown>): Promise<string> {
-  for (let attempt = 1; ; attempt++) {
+/** Does `make` for `folder/name`, `folder/name (2)`, …, from the `first` on, until one was free; which. Nothing is ever replaced. */
+export async function underFreeName (folder: string, name: string, make: (path: string) => Promise<unknown>, first = 1): Promise<{ path: string, attempt: number }> {
+  for (let attempt = first; ; attempt++) {
     const path = join(folder, numbered(name, attempt))
     try {
       await make(path)
-      return path
+      return { path, attempt }
     } catch (error) {
       const taken = systemCode(error) === 'EEXIST' || (error instanceof PatchcordError && error.code === 'already-exists')
-      if (!taken || attempt >= MOST_ATTEMPTS) throw fileError(error, path)
+      if (!taken || attempt - first >= MOST_ATTEMPTS - 1) throw fileError(error, path)
     }
   }
 }

@@ -5,7 +5,7 @@ import { fileError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
 import { numbered } from '../core/safe-name.js'
 import { eachWithin } from '../core/within.js'
-import { hasContent } from '../files/has-content.js'
+import { contentAt } from '../files/content-at.js'
 import { removeLeftovers } from '../files/folders.js'
 import type { FileStore } from '../files/store.js'
 import { copySynced, isCopyTemporary, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
@@ -75,28 +75,22 @@ class Landing {
     const isAgain = this.#note.tops !== undefined
     if (isAgain) for (const folder of [this.#to, ...this.#folders.values()]) await removeLeftovers(folder, isCopyTemporary)
     const landed = new Map<OfferedFile, string>()
+    // A list may give one name to all of its files.
+    const named = [...groupsOf(files, ({ path }) => path.join('/')).values()]
     // Before anything new is there that could be taken for it.
-    if (isAgain) await this.#each(files, async file => { await this.#find(file, landed) })
-    const missing = files.filter(file => !landed.has(file))
-    // Beside what is there already, names that are taken get their numbers in the order of the list.
-    for (const file of missing.filter(({ path }) => path.length === 1)) {
-      this.#options.signal?.throwIfAborted()
-      landed.set(file, await this.#put(file))
+    if (isAgain) {
+      const asides = await this.#asides(files)
+      await this.#each(named, async alike => { await this.#find(alike, asides, landed) })
     }
-    await this.#each(missing.filter(file => !landed.has(file)), async file => { await this.#put(file) })
+    await this.#each(named, async alike => { await this.#put(alike.filter(file => !landed.has(file)), landed) })
     await eachWithin([this.#to, ...this.#folders.values()], AT_ONCE, () => 1, async path => { await syncFolder(path).catch((error: unknown) => { throw fileError(error, path) }) })
     const tops = [...files.map(file => file.path.length === 1 ? landed.get(file)! : this.#folders.get(file.path[0]!)!), ...folders.map(([top]) => this.#folders.get(top!)!)]
     return [...new Set(tops)]
   }
 
-  async #each (files: readonly OfferedFile[], work: (file: OfferedFile) => Promise<void>): Promise<void> {
-    const left = files.values()
-    const lanes = await Promise.allSettled(Array.from({ length: AT_ONCE }, async () => {
-      for (const file of left) {
-        this.#options.signal?.throwIfAborted()
-        await work(file)
-      }
-    }))
+  async #each<Item> (items: readonly Item[], work: (item: Item) => Promise<void>): Promise<void> {
+    const left = items.values()
+    const lanes = await Promise.allSettled(Array.from({ length: AT_ONCE }, async () => { for (const item of left) await work(item) }))
     for (const ended of lanes) if (ended.status === 'rejected') throw ended.reason
   }
 
@@ -148,7 +142,7 @@ class Landing {
     const known = this.#folders.get(key)
     if (known !== undefined) return known
     const above = await this.#folder(parts.slice(0, -1))
-    const path = await underFreeName(above, parts.at(-1)!, async path => {
+    const { path } = await underFreeName(above, parts.at(-1)!, async path => {
       await makeFolder(path).catch(async (error: unknown) => {
         if (systemCode(error) !== 'EEXIST' || this.#note.tops === undefined || await kindOf(path) !== 'folder' || this.#taken.has(await nameOf(path))) throw error
       })
@@ -167,39 +161,67 @@ class Landing {
     return { at: path.length === 1 ? this.#to : this.#folders.get(path.slice(0, -1).join('/'))!, name: path.at(-1)! }
   }
 
-  async #put (file: OfferedFile): Promise<string> {
-    const { asides, onBytes } = this.#options
-    const { id, size } = file
-    const { at, name } = this.#placeOf(file)
-    return await underFreeName(at, name, async target => {
-      const isAside = asides?.has(id) === true
-      if (isAside && await this.#store.asides.giveTo(id, target)) onBytes?.(size)
-      else await copySynced(isAside ? this.#store.asides.path(id) : this.#store.path(id), target, onBytes)
-    })
+  /** Puts files that have one name where they belong, with their numbers in the order of the list. */
+  async #put (alike: readonly OfferedFile[], landed: Map<OfferedFile, string>): Promise<void> {
+    const { asides, onBytes, signal } = this.#options
+    let first = 1
+    for (const file of alike) {
+      signal?.throwIfAborted()
+      const { id, size } = file
+      const { at, name } = this.#placeOf(file)
+      const { path, attempt } = await underFreeName(at, name, async target => {
+        const isAside = asides?.has(id) === true
+        if (isAside && await this.#store.asides.giveTo(id, target)) onBytes?.(size)
+        else await copySynced(isAside ? this.#store.asides.path(id) : this.#store.path(id), target, onBytes)
+      }, first)
+      landed.set(file, path)
+      first = attempt + 1
+    }
   }
 
-  /** Looks whether an earlier landing put the file where it belongs, under its name or one with a number. */
-  async #find (file: OfferedFile, landed: Map<OfferedFile, string>): Promise<void> {
-    const { id, size } = file
-    const { at, name } = this.#placeOf(file)
-    for (let attempt = 1; ; attempt++) {
+  /** Looks which of the files that have one name an earlier landing put where they belong, under the name or one with a number. What is there is
+   * read once, however many they are. */
+  async #find (alike: readonly OfferedFile[], asides: ReadonlyMap<string, ContentId>, landed: Map<OfferedFile, string>): Promise<void> {
+    const missing = groupsOf(alike.toReversed(), ({ id }) => id)
+    const sizes = new Set(alike.map(({ size }) => size))
+    const { at, name } = this.#placeOf(alike[0]!)
+    for (let attempt = 1; missing.size > 0; attempt++) {
+      this.#options.signal?.throwIfAborted()
       const path = join(at, numbered(name, attempt))
       const kind = await kindOf(path)
       if (kind === undefined) return
       if (kind !== 'file') continue
       const own = await nameOf(path)
-      if (this.#taken.has(own) || !(await this.#isAside(id, own) || await hasContent(path, id, size, this.#store.hashes)) || this.#taken.has(own)) continue
+      if (this.#taken.has(own)) continue
+      const id = asides.get(own) ?? await contentAt(path, { sizes, ids: missing, hashes: this.#store.hashes })
+      const left = id === undefined ? undefined : missing.get(id)
+      if (left === undefined || this.#taken.has(own)) continue
+      const file = left.pop()!
+      if (left.length === 0) missing.delete(file.id)
       this.#taken.add(own)
       landed.set(file, path)
-      this.#options.onBytes?.(size)
-      return
+      this.#options.onBytes?.(file.size)
     }
   }
 
-  /** Whether it is a second name of what was fetched, which was read already. */
-  async #isAside (id: ContentId, own: string): Promise<boolean> {
-    return this.#options.asides?.has(id) === true && await nameOf(this.#store.asides.path(id)) === own
+  /** What was fetched, which was read already, as the system calls it: what landed of it may be a second name. */
+  async #asides (files: readonly OfferedFile[]): Promise<Map<string, ContentId>> {
+    const asides = new Map<string, ContentId>()
+    const ids = [...new Set(files.map(({ id }) => id))].filter(id => this.#options.asides?.has(id) === true)
+    await this.#each(ids, async id => { asides.set(await nameOf(this.#store.asides.path(id)), id) })
+    return asides
   }
+}
+
+function groupsOf<Item, Key> (items: readonly Item[], keyOf: (item: Item) => Key): Map<Key, Item[]> {
+  const groups = new Map<Key, Item[]>()
+  for (const item of items) {
+    const key = keyOf(item)
+    const group = groups.get(key)
+    if (group === undefined) groups.set(key, [item])
+    else group.push(item)
+  }
+  return groups
 }
 
 async function kindOf (path: string): Promise<'folder' | 'file' | 'other' | undefined> {
