@@ -6,6 +6,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import { copyOut, giveFreeName, prepareFolder } from '../src/agent/copy-out.js'
 import { land } from '../src/agent/landing.js'
+import { OfferBook } from '../src/agent/offer-book.js'
 import { formatList, MOST_FILES, MOST_LIST_BYTES, parseList } from '../src/agent/offer-list.js'
 import { parseContentId } from '../src/core/ids.js'
 import { eachWithin } from '../src/core/within.js'
@@ -356,6 +357,35 @@ await t.test('an offer of very many files: its list is of several leaves; what i
   t.throws(() => { laptop.agent.offers.checkRoom(100_001) }, { code: 'too-large', message: '100001 files are too many beside the 0 that are on offer: 100000 can be at a time' })
 })
 
+await t.test('offers that lie: a list that is a large file of the receiver\'s own, room that others take meanwhile, a note that leads elsewhere', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const [laptop, friend] = [await lab.device({ user: 'u1', name: 'laptop' }), await lab.device({ user: 'u2', name: 'friend' })]
+  await lab.pair(laptop, friend)
+  const home = t.testdir({ file: 'x' })
+  const { store, offers } = friend.agent
+  writeFileSync(join(home, 'own'), randomBytes(3 * LEAF_BYTES))
+  const own = await store.add(join(home, 'own'))
+  store.read = () => { throw new Error('it is read') }
+  const device = laptop.agent.keystore.identity.device
+  await offers.mailCame(device, { answers: [], offers: [{ offer: 'abababab', list: own.id, size: 100, files: 1, bytes: 1 }] })
+  await t.rejects(friend.call('inbox-accept', { offer: 'abababab', to: home }), { code: 'verification', message: 'the list of the offer is a file of another size' })
+
+  const many = Array.from({ length: 45_000 }, (_, n) => ({ path: [`${n}`], size: 1, id: own.id }))
+  const made = await Promise.allSettled(Array.from({ length: 3 }, () => laptop.agent.offers.offer(friend.agent.keystore.identity.device, { files: many })))
+  t.strictSame(made.map(({ status }) => status), ['fulfilled', 'fulfilled', 'rejected'])
+  t.match(made[2], { reason: { code: 'too-large', message: /^45000 files are too many beside the 90000 that are on offer/ } })
+
+  const root = t.testdir({ state: {} })
+  const open = (as: string): Promise<OfferBook> => {
+    const offer = { offer: 'abababab', device, list: own.id, size: 1, files: 0, bytes: 0, state: 'accepted', to: root, landing: [{ name: 'a', as }] }
+    writeFileSync(join(root, 'offers.json'), JSON.stringify({ version: 1, sent: [], received: [offer], rules: [] }), { mode: 0o600 })
+    return OfferBook.open(root, { clock: lab.clock, isRevoked: () => false, changed: () => Promise.resolve() })
+  }
+  t.match((await open('a (2)')).now.received, [{ landing: [{ as: 'a (2)' }] }])
+  for (const as of ['', '.', '..', '../a', '/etc', 'a/b', 'a\0']) await t.rejects(open(as), { code: 'bad-state', message: /offers\.json: received\.0\.landing\.0\.as must be a name, without folders/ }, as)
+})
+
 await t.test('what was accepted and did not land is tried again by itself, and nothing is there twice; a service that stopped tries nothing', async t => {
   const lab = await Lab.start()
   t.teardown(() => lab.stop())
@@ -402,6 +432,7 @@ await t.test('what was accepted and did not land is tried again by itself, and n
     if (isSaid) t.match(await friend.call('inbox-accept', { offer, to }), { files: 5, landed: [join(to, 'holiday (3)')] })
     await lab.until('the rest', landed(offer))
   }
+  t.ok(agent.offers.received.every(one => one.landing === undefined), 'what has landed is gone on with no more')
   t.strictSame(readdirSync(to).toSorted(), ['holiday', 'holiday (2)', 'holiday (3)'])
   for (const name of readdirSync(to)) t.strictSame(readdirSync(join(to, name)), ['0', '1', '2', '3', '4'], name)
   // In another folder nothing of it is there yet.

@@ -7,8 +7,10 @@ import { readState, writeState } from '../core/state-file.js'
 
 const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0))
 const Sent = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: v.array(contentId), bytes: count, until: instant, answer: v.picklist(['none', 'accepted', 'refused', 'done']) })
+/** A name in a folder, and never a way out of it. */
+const name = v.pipe(v.string(), v.check(text => !/^\.{0,2}$|[/\0]/.test(text), 'must be a name, without folders'))
 /** `landing` is there once something may have landed in `to` (landing.ts). */
-const Received = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: count, bytes: count, state: v.picklist(['offered', 'accepted', 'refused', 'done']), to: v.exactOptional(v.string()), landing: v.exactOptional(v.array(v.strictObject({ name: v.string(), as: v.string() }))) })
+const Received = v.strictObject({ offer: v.string(), device: deviceId, list: contentId, size: count, files: count, bytes: count, state: v.picklist(['offered', 'accepted', 'refused', 'done']), to: v.exactOptional(v.string()), landing: v.exactOptional(v.array(v.strictObject({ name, as: name }))) })
 const Rule = v.strictObject({ device: deviceId, rule: v.picklist(['ask', 'accept', 'refuse']), to: v.exactOptional(v.string()) })
 const Shape = v.strictObject({ version: v.literal(1), sent: v.array(Sent), received: v.array(Received), rules: v.array(Rule) })
 

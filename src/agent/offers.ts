@@ -120,8 +120,8 @@ export class Offers {
   }
 
   /** Throws `too-large` where so many files more cannot be lent. */
-  checkRoom (files: number): void {
-    const lent = this.#book.standing.sent.filter(isOpen).reduce((sum, one) => sum + one.files.length, 0)
+  checkRoom (files: number, beside = this.#book.standing.sent): void {
+    const lent = beside.filter(isOpen).reduce((sum, one) => sum + one.files.length, 0)
     if (lent + files > MOST_LENT) throw new PatchcordError('too-large', `${files} files are too many beside the ${lent} that are on offer: ${MOST_LENT} can be at a time`, { hint: 'wait until an offer is accepted or refused, or send fewer' })
   }
 
@@ -136,7 +136,11 @@ export class Offers {
       offer: randomBytes(10).toString('hex'), device, list: id, size: list.length, files: files.map(file => file.id),
       bytes: sumOf(files), until: new Date(clock.now() + STANDS_MS).toISOString(), answer: 'none',
     }
-    await this.#book.change(state => ({ ...state, sent: [...state.sent, sent] }))
+    await this.#book.change(state => {
+      // Others may have been made while the list was.
+      this.checkRoom(files.length, state.sent)
+      return { ...state, sent: [...state.sent, sent] }
+    })
     return sent
   }
 
@@ -144,6 +148,8 @@ export class Offers {
   async list ({ device, list, size, files, bytes }: ReceivedOffer, signal?: AbortSignal): Promise<Required<OfferedList>> {
     const { store } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
+    // Whoever offers may call any file of this device's own the list, of whatever size.
+    if (await store.has(list) && !(await store.having([{ id: list, size }])).has(list)) throw new PatchcordError('verification', 'the list of the offer is a file of another size', { hint: 'ask who sent it' })
     await this.#fetch(device, list, size, undefined, signal)
     const chunks: Buffer[] = []
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
@@ -223,7 +229,7 @@ export class Offers {
         onBytes: bytes => { meter.add(bytes) },
         note: { tops: goesOn ? tops : undefined, keep: landing => this.#set(offer.offer, one => ({ ...one, landing: [...landing] })), alone: task => this.#naming.run(task) },
       })
-      await this.#set(offer.offer, one => ({ ...one, state: 'done' }))
+      await this.#set(offer.offer, ({ landing: _, ...one }) => ({ ...one, state: 'done' }))
       // Only now: should this process die before, they are not fetched again.
       await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
