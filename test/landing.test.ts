@@ -27,6 +27,7 @@ function contentsOf (root: string, below = ''): Map<string, string> {
 function noteOf (kept: { tops?: readonly Top[] | undefined }): LandingNote {
   return {
     tops: kept.tops,
+    mark: 'fedcba98',
     keep: tops => {
       kept.tops = structuredClone(tops)
       return Promise.resolve()
@@ -104,15 +105,18 @@ await t.test('a landing that is cut anywhere goes on where it was: nothing is re
         writeFileSync(join(to, name), 'mine, too')
         mine.set(name, 'mine, too')
       }
-      writeFileSync(join(to, '.patchcord-0123456789ab.part'), 'half')
-      utimesSync(join(to, '.patchcord-0123456789ab.part'), 1, 1)
+      for (const name of ['.patchcord-fedcba98-0123456789ab.part', '.patchcord-0123456789ab.part', '.patchcord-fedcba9876-0123456789ab.part']) {
+        writeFileSync(join(to, name), 'half')
+        utimesSync(join(to, name), 1, 1)
+        if (!name.startsWith('.patchcord-fedcba98-')) mine.set(name, 'half')
+      }
       store.asides.giveTo = giveTo
       store.path = path
       const landed = await land(store, { files, folders }, to, { asides, note: noteOf(kept) })
       // A landing that was cut before anything was noted is the first one.
       const expected = new Map([...mine, ...names.map((name, n) => [mine.has(name) ? name.replace('/b', '/b (2)') : name, files[n]!.text] as const), ['holiday (2)/empty/deeper/', ''] as const, ['hollow/', ''] as const])
       const found = contentsOf(to)
-      found.delete(cut === 1 && !isAfter ? '.patchcord-0123456789ab.part' : '')
+      found.delete(cut === 1 && !isAfter ? '.patchcord-fedcba98-0123456789ab.part' : '')
       t.strictSame([...found.keys()].toSorted(), [...expected.keys()].toSorted(), where)
       // Which of three files of one name has which number is nobody's matter.
       for (const name of expected.keys()) if (!name.startsWith('same')) t.equal(found.get(name) === expected.get(name), true, `${where}: ${name}`)

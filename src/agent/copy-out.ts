@@ -11,9 +11,9 @@ import { NO_LINK } from '../files/asides.js'
 /** Told how many bytes more there are of a copy. */
 export type OnBytes = (bytes: number) => void
 
-/** Whether a name is that of a copy that is not whole yet, or never will be where nobody makes it any more. */
-export function isCopyTemporary (name: string): boolean {
-  return /^\.patchcord-[0-9a-f]{12}\.part$/.test(name)
+/** What a copy that is not whole yet is called, if it is one of those with this mark: who removes what a dead process left knows its own by it. */
+export function isCopyOf (mark: string, name: string): boolean {
+  return name.startsWith(`.patchcord-${mark}-`) && name.endsWith('.part')
 }
 
 /** Copies a file out of the store under a name that appears whole. Never a link: the copy is the person's
@@ -23,13 +23,13 @@ export async function copyOut (from: string, to: string, force: boolean, onBytes
 }
 
 /** The same, never over anything, with what it names on the disk; the name may still be lost by a crash: who copies many syncs their folder once. */
-export async function copySynced (from: string, to: string, onBytes?: OnBytes): Promise<void> {
-  await copy(from, to, false, onBytes, syncFile)
+export async function copySynced (from: string, to: string, mark: string, onBytes?: OnBytes): Promise<void> {
+  await copy(from, to, false, onBytes, syncFile, mark)
 }
 
-async function copy (from: string, to: string, force: boolean, onBytes: OnBytes | undefined, settle: (path: string) => Promise<void>): Promise<void> {
+async function copy (from: string, to: string, force: boolean, onBytes: OnBytes | undefined, settle: (path: string) => Promise<void>, mark = 'get'): Promise<void> {
   // Not made of the name that it becomes: a name may be as long as the system takes, in bytes.
-  const temporary = join(dirname(to), `.patchcord-${randomBytes(6).toString('hex')}.part`)
+  const temporary = join(dirname(to), `.patchcord-${mark}-${randomBytes(6).toString('hex')}.part`)
   try {
     await watched(temporary, onBytes, () => copyFile(from, temporary, constants.COPYFILE_FICLONE | constants.COPYFILE_EXCL))
     await settle(temporary)

@@ -8,7 +8,7 @@ import { eachWithin } from '../core/within.js'
 import { contentAt } from '../files/content-at.js'
 import { removeLeftovers } from '../files/folders.js'
 import type { FileStore } from '../files/store.js'
-import { copySynced, isCopyTemporary, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
+import { copySynced, isCopyOf, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
 import type { OfferedFile, OfferedList, OfferedPath } from './offer-list.js'
 
 // How what an inbox accepted becomes the person's files. Nothing that is there is ever replaced: a top name that is taken gets a number, and
@@ -25,6 +25,8 @@ export interface Top { readonly name: string, readonly as: string }
 export interface LandingNote {
   /** What an earlier landing of the same list in the same folder kept; undefined where there was none. */
   readonly tops: readonly Top[] | undefined
+  /** Letters and digits that are its own: what is left of its copies is known by them. */
+  readonly mark: string
   /** Keeps it, durably. */
   keep (tops: readonly Top[]): Promise<void>
   /** Runs what chooses names while no other landing does: a name that was noted is then never another's. */
@@ -40,7 +42,7 @@ export interface LandingOptions {
   readonly signal?: AbortSignal
 }
 
-const NO_NOTE: LandingNote = { tops: undefined, keep: () => Promise.resolve(), alone: task => task() }
+const NO_NOTE: LandingNote = { tops: undefined, mark: 'landing', keep: () => Promise.resolve(), alone: task => task() }
 /** Files that are given their names, or copied out, or looked for, at once. */
 const AT_ONCE = 64
 
@@ -73,7 +75,7 @@ class Landing {
     await this.#note.alone(() => this.#makeTops(new Set(paths.map(([top]) => top!))))
     for (const path of paths) await this.#folder(path)
     const isAgain = this.#note.tops !== undefined
-    if (isAgain) for (const folder of [this.#to, ...this.#folders.values()]) await removeLeftovers(folder, isCopyTemporary)
+    if (isAgain) for (const folder of [this.#to, ...this.#folders.values()]) await removeLeftovers(folder, name => isCopyOf(this.#note.mark, name))
     const landed = new Map<OfferedFile, string>()
     // A list may give one name to all of its files.
     const named = [...groupsOf(files, ({ path }) => path.join('/')).values()]
@@ -172,7 +174,7 @@ class Landing {
       const { path, attempt } = await underFreeName(at, name, async target => {
         const isAside = asides?.has(id) === true
         if (isAside && await this.#store.asides.giveTo(id, target)) onBytes?.(size)
-        else await copySynced(isAside ? this.#store.asides.path(id) : this.#store.path(id), target, onBytes)
+        else await copySynced(isAside ? this.#store.asides.path(id) : this.#store.path(id), target, this.#note.mark, onBytes)
       }, first)
       landed.set(file, path)
       first = attempt + 1

@@ -227,7 +227,7 @@ export class Offers {
         asides,
         signal: abort.signal,
         onBytes: bytes => { meter.add(bytes) },
-        note: { tops: goesOn ? tops : undefined, keep: landing => this.#set(offer.offer, one => ({ ...one, landing: [...landing] })), alone: task => this.#naming.run(task) },
+        note: { tops: goesOn ? tops : undefined, mark: offer.offer, keep: landing => this.#set(offer.offer, one => ({ ...one, landing: [...landing] })), alone: task => this.#naming.run(task) },
       })
       await this.#set(offer.offer, ({ landing: _, ...one }) => ({ ...one, state: 'done' }))
       // Only now: should this process die before, they are not fetched again.
