@@ -277,7 +277,7 @@ function statePathOf (path: string): string {
 
 async function claimed<Result extends PartialFile | undefined> (store: FileStore, id: ContentId, start: (path: string) => Promise<Result>): Promise<Result> {
   const path = store.partialPath(id)
-  if (!store.claimPartial(id)) throw new PatchcordError('already-exists', `${id} is being fetched already`, { hint: 'wait for it to end' })
+  if (!await store.claimPartial(id)) throw new PatchcordError('already-exists', `${id} is being fetched already`, { hint: 'wait for it to end' })
   let started: Result | undefined
   try {
     started = await start(path)

@@ -70,6 +70,7 @@ export class FileStore {
   readonly #known: Known
   readonly #importing = new Turns(LARGE_AT_ONCE)
   readonly #fetching = new Set<ContentId>()
+  readonly #perPartial = new PerKey<ContentId>()
 
   private constructor (root: string, options: FileReaderOptions) {
     this.root = root
@@ -232,14 +233,12 @@ export class FileStore {
 
   /** Removes what is left of a download that nobody goes on with; whether there was anything. Not while it runs. */
   async dropPartial (id: ContentId): Promise<boolean> {
-    // A download that begins meanwhile would lose what it makes.
-    if (!this.claimPartial(id)) return false
-    try {
+    // A download that begins meanwhile would lose what it makes: it waits.
+    return await this.#perPartial.run(id, async () => {
+      if (this.#fetching.has(id)) return false
       await unlinkIfThere(join(this.#partial, `${id}.bitmap`))
       return await unlinkIfThere(this.partialPath(id))
-    } finally {
-      this.releasePartial(id)
-    }
+    })
   }
 
   /** Bytes that are free on its disk. */
@@ -253,11 +252,13 @@ export class FileStore {
     return join(this.#partial, `${id}.partial`)
   }
 
-  /** Makes this process's download of `id` the only one; whether it is. */
-  claimPartial (id: ContentId): boolean {
-    if (this.#fetching.has(id)) return false
-    this.#fetching.add(id)
-    return true
+  /** Makes this process's download of `id` the only one; whether it is. Waits while what is left of an earlier one is dropped. */
+  async claimPartial (id: ContentId): Promise<boolean> {
+    return await this.#perPartial.run(id, async () => {
+      if (this.#fetching.has(id)) return false
+      this.#fetching.add(id)
+      return true
+    })
   }
 
   releasePartial (id: ContentId): void {
