@@ -117,6 +117,20 @@ await t.test('get by name, verify, gc, add --move', async t => {
   }
   t.match(await device.call('verify', {}), { files: 1, damaged: 0 })
   t.equal(await add('kept.bin', large, { to: 'notes' }), kept, 'and can be added again')
+  // One that is damaged, and replaced by a good one before it is put aside.
+  chmodSync(path(kept), 0o644)
+  writeFileSync(path(kept), large.subarray(1))
+  const { store } = device.agent
+  const quarantine = store.quarantine.bind(store)
+  store.quarantine = async (...args) => {
+    await add('kept.bin', large, { to: 'notes' })
+    return await quarantine(...args)
+  }
+  t.match(await device.call('verify', {}), { files: 1, damaged: 0 })
+  store.quarantine = quarantine
+  t.ok(readFileSync(path(kept)).equals(large))
+  t.strictSame(await store.records(parseContentId(kept)), ['notes'])
+  t.match(await device.call('verify', {}), { files: 2, damaged: 0 })
 
   // What cannot be read holds up nothing else that was named.
   writeFileSync(join(folder, 'in', 'last.TXT'), 'last')

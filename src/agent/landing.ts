@@ -6,7 +6,7 @@ import type { ContentId } from '../core/ids.js'
 import { numbered } from '../core/safe-name.js'
 import { eachWithin } from '../core/within.js'
 import { contentAt } from '../files/content-at.js'
-import { removeLeftovers } from '../files/folders.js'
+import { nameIn, removeLeftovers } from '../files/folders.js'
 import type { FileStore } from '../files/store.js'
 import { copySynced, isCopyOf, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
 import type { OfferedFile, OfferedList, OfferedPath } from './offer-list.js'
@@ -238,6 +238,5 @@ async function kindOf (path: string): Promise<'folder' | 'file' | 'other' | unde
 
 /** What the system itself calls it. */
 async function nameOf (path: string): Promise<string> {
-  const { dev, ino } = await lstat(path, { bigint: true })
-  return `${dev}:${ino}`
+  return nameIn(await lstat(path, { bigint: true }))
 }

@@ -46,17 +46,20 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
           at = performance.now()
         }
         // What the system refuses to read is not damage: that throws.
-        const state = await store.examine(id, async read => {
+        const found = await store.examine(id, async read => {
           bytes += read
           meter.add(read)
           await rest()
         })
-        if (state === 'absent') continue
-        if (state === 'damaged') {
+        if (found.state === 'absent') continue
+        if (found.state === 'damaged') {
+          const quarantined = await store.quarantine(id, found)
+          // It went meanwhile, or came anew.
+          if (quarantined === undefined) continue
           damaged += 1
-          emit({ event: 'damaged', id, quarantined: await store.quarantine(id) })
+          emit({ event: 'damaged', id, quarantined })
           agent.logger.error({ id, size }, 'a file of the store is damaged and was put aside')
-        } else if (state === 'mended') {
+        } else if (found.state === 'mended') {
           mended += 1
           emit({ event: 'mended', id })
           agent.logger.warn({ id, size }, 'the leaf list of a file of the store was damaged or missing and was made anew; the file is right')

@@ -1,6 +1,7 @@
 import { PatchcordError } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
 import { checkLeaves, contentIdOf, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
+import { nameIn } from './folders.js'
 import { pathOf } from './layout.js'
 import { MOST_COPIED, type LeafHashes } from './leaf-hashes.js'
 import type { FileReader } from './reader.js'
@@ -8,10 +9,16 @@ import type { FileReader } from './reader.js'
 /** What the disk has of a file. The bytes alone say whether it is right: its leaf list can be made of them again. */
 export type Examined =
   | { readonly state: 'absent' }
-  /** The bytes are not those of the ID. */
-  | { readonly state: 'damaged' }
+  | Damaged
   /** The bytes are right. `leaves` is their list where the one beside them is not, or cannot be read. */
   | { readonly state: 'right', readonly size: number, readonly leaves: Buffer | undefined }
+
+/** The bytes are not those of the ID. */
+export interface Damaged {
+  readonly state: 'damaged'
+  /** What the system calls what was read: another may have its place by now. */
+  readonly file: string
+}
 
 export interface ExamineOptions {
   /** Pieces that are read at once. */
@@ -51,7 +58,7 @@ export async function examineFile (reader: FileReader, hashes: LeafHashes, id: C
     // The file is open until all have ended.
     const ended = await Promise.allSettled(Array.from({ length: lanes }, lane))
     for (const one of ended) if (one.status === 'rejected') throw one.reason
-    if (!isRight || (listed === undefined && contentIdOf(leaves) !== id)) return { state: 'damaged' }
+    if (!isRight || (listed === undefined && contentIdOf(leaves) !== id)) return { state: 'damaged', file: nameIn(await file.handle.stat({ bigint: true })) }
     return { state: 'right', size, leaves: listed === undefined ? leaves : undefined }
   } finally {
     await file.handle.close()

@@ -1,3 +1,4 @@
+import type { BigIntStats } from 'node:fs'
 import { lstat, readdir, unlink } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { fileError, systemCode } from '../core/errors.js'
@@ -47,6 +48,20 @@ export async function plainSize (path: string): Promise<number | undefined> {
     if (code === 'ENOENT' || code === 'ENOTDIR') return undefined
     throw fileError(error, path)
   }
+}
+
+/** What the system itself calls what is there, or undefined. */
+export async function nameOf (path: string): Promise<string | undefined> {
+  try {
+    return nameIn(await lstat(path, { bigint: true }))
+  } catch (error) {
+    if (systemCode(error) === 'ENOENT') return undefined
+    throw fileError(error, path)
+  }
+}
+
+export function nameIn ({ dev, ino }: BigIntStats): string {
+  return `${dev}:${ino}`
 }
 
 /** Whether there was something to remove. */

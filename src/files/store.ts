@@ -9,8 +9,8 @@ import { Turns } from '../core/turns.js'
 import { eachWithin } from '../core/within.js'
 import { addAll, type AddAllOptions, type Added, type AddOptions } from './add-all.js'
 import { checkLeaves, HASH_BYTES, LEAF_BYTES, leafCount, leafHash } from './content-id.js'
-import { examineFile } from './examine.js'
-import { filesIn, namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
+import { examineFile, type Damaged } from './examine.js'
+import { filesIn, nameOf, namesIn, partialOf, plainSize, removeLeftovers, shardsIn, unlinkIfThere } from './folders.js'
 import { Asides } from './asides.js'
 import { LargeFiles } from './large-files.js'
 import { checkRoot, pathOf, shardOf } from './layout.js'
@@ -357,16 +357,16 @@ export class FileStore {
   /** Reads a file as it lies on the disk. `right`; `mended`: its bytes are, and its leaf list, which was not, was made of them again, durably; `damaged`: its
    * bytes are not those of its ID; `absent`. `onBytes` is told how many bytes more were read, and waited for. Throws what it throws, `unreadable`,
    * `disk-full`. */
-  async examine (id: ContentId, onBytes?: (bytes: number) => Promise<void>): Promise<'right' | 'mended' | 'damaged' | 'absent'> {
+  async examine (id: ContentId, onBytes?: (bytes: number) => Promise<void>): Promise<{ state: 'right' | 'mended' | 'absent' } | Damaged> {
     const found = await examineFile(this.reader, this.hashes, id, onBytes === undefined ? {} : { onBytes })
-    if (found.state !== 'right') return found.state
+    if (found.state !== 'right') return found
     const { size, leaves } = found
-    if (leaves === undefined) return 'right'
+    if (leaves === undefined) return { state: 'right' }
     return await this.#perFile.run(id, async () => {
       // Removed meanwhile: a list alone would say nothing to anybody.
-      if (!await this.has(id)) return 'absent'
+      if (!await this.has(id)) return { state: 'absent' }
       await this.#writeList(id, size, leaves)
-      return 'mended'
+      return { state: 'mended' }
     })
   }
 
@@ -376,10 +376,10 @@ export class FileStore {
   }
 
   /** Takes a file that is damaged out of the store and puts it aside, with its list, in `quarantine/` beside `files/`;
-   * where. What it is recorded for is forgotten, as by `remove`. Throws `not-found`. */
-  async quarantine (id: ContentId): Promise<string> {
+   * where. What it is recorded for is forgotten, as by `remove`. Undefined where that file is gone, and perhaps another in its place. */
+  async quarantine (id: ContentId, { file }: Damaged): Promise<string | undefined> {
     return await this.#perFile.run(id, async () => {
-      if (!await this.has(id)) throw new PatchcordError('not-found', `there is no file ${id} here`)
+      if (await nameOf(pathOf(this.root, id)) !== file) return undefined
       const folder = join(dirname(this.root), 'quarantine')
       await makeFolders(folder, 0o700)
       const to = join(folder, id)
