@@ -357,6 +357,46 @@ await t.test('an offer of very many files: its list is of several leaves; what i
   t.throws(() => { laptop.agent.offers.checkRoom(100_001) }, { code: 'too-large', message: '100001 files are too many beside the 0 that are on offer: 100000 can be at a time' })
 })
 
+await t.test('what was sent is taken back: before it is seen, seen, and while it is fetched', async t => {
+  const lab = await Lab.start()
+  t.teardown(() => lab.stop())
+  const [laptop, friend] = [await lab.device({ user: 'u1', name: 'laptop' }), await lab.device({ user: 'u2', name: 'friend' })]
+  await lab.pair(laptop, friend)
+  const folder = t.testdir({ file: 'x', to: {} })
+  const to = friend.agent.keystore.identity.device
+  const [ours, theirs] = [laptop.agent.offers, friend.agent.offers]
+  const outbox = async (): Promise<Array<[string, string, string, number]>> => {
+    const found: Array<[string, string, string, number]> = []
+    await laptop.call('outbox', {}, ({ offer, name, state, count }) => { found.push([offer, name, state, count]) })
+    return found
+  }
+  const sending = laptop.call('send', { device: 'friend', paths: [join(folder, 'file')] })
+  const withdrawn = t.rejects(sending, { code: 'conflict', message: 'the offer was withdrawn' })
+  await lab.until('the offer', () => theirs.received.length === 1)
+  const { offer, files: [id] } = ours.sent[0]!
+  t.strictSame(await outbox(), [[offer, 'friend', 'offered', 1]])
+  await t.rejects(laptop.call('outbox-withdraw', { offer: 'ffffffff' }), { code: 'not-found', hint: '`patchcord outbox` lists them' })
+  t.match(await laptop.call('outbox-withdraw', { offer: offer.slice(0, 6) }), { offer })
+  await withdrawn
+  t.strictSame([await outbox(), ours.lent()], [[], []])
+  t.match(await laptop.call('explain', { device: 'friend', method: 'GET', path: `/files/${id}` }), { allowed: false })
+  await lab.until('its being forgotten', () => theirs.received.length === 0)
+  await t.rejects(laptop.call('outbox-withdraw', { offer }), { code: 'not-found' })
+
+  // What is accepted by then cannot be had any more, and is in nobody's way.
+  const gone = parseContentId('a'.repeat(52))
+  const stuck = await ours.offer(to, { files: [{ path: ['stuck'], size: 5_000_000, id: gone }] })
+  await lab.until('the offer', () => theirs.received.length === 1)
+  const accepting = friend.call('inbox-accept', { offer: stuck.offer, to: join(folder, 'to') })
+  accepting.catch(() => undefined)
+  await lab.until('its being accepted', async () => (await outbox())[0]?.[2] === 'accepted')
+  await laptop.call('outbox-withdraw', { offer: stuck.offer })
+  await t.rejects(accepting)
+  await lab.until('its being forgotten', () => theirs.received.length === 0)
+  t.strictSame([theirs.isBusy, readdirSync(join(folder, 'to'))], [false, []])
+  await friend.call('gc', { remove: true })
+})
+
 await t.test('offers that lie: a list that is a large file of the receiver\'s own, room that others take meanwhile, a note that leads elsewhere', async t => {
   const lab = await Lab.start()
   t.teardown(() => lab.stop())

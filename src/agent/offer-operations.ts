@@ -10,7 +10,7 @@ import type { OfferedFile, OfferedPath } from './offer-list.js'
 import { ProgressMeter, sizesBelow } from './local-progress.js'
 
 /** Files handed to one device, and what others hand to this one. */
-export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'inbox' | 'inbox-accept' | 'inbox-refuse' | 'inbox-rule'> {
+export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'outbox' | 'outbox-withdraw' | 'inbox' | 'inbox-accept' | 'inbox-refuse' | 'inbox-rule'> {
   const { book, store } = agent
   const nameOf = (device: string): string => [...book.known.values()].find(known => known.device === device)?.name ?? device
   return {
@@ -66,7 +66,19 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'i
         else signal.addEventListener('abort', aborted)
       })
       if (answer === 'refused') throw new PatchcordError('refused', `${known.name} refused the offer`, { hint: 'ask the person there' })
+      if (answer === 'withdrawn') throw new PatchcordError('conflict', 'the offer was withdrawn', { hint: 'send it again' })
       return { offer, files: files.length, bytes, answer: 'done' }
+    },
+
+    outbox: async (_args, emit) => {
+      const open = agent.offers.open
+      for (const { offer, device, answer, files, bytes, until } of open) emit({ event: 'offer', offer, device, name: nameOf(device), state: answer === 'accepted' ? 'accepted' : 'offered', count: files.length, bytes, until })
+      return { offers: open.length }
+    },
+
+    'outbox-withdraw': async args => {
+      const { offer } = readArguments(v.strictObject({ offer: text }), args)
+      return { offer: await agent.offers.withdraw(offer) }
     },
 
     inbox: async (_args, emit, signal) => {

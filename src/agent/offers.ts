@@ -50,6 +50,8 @@ export class Offers {
   #flushing: Timer | undefined
   /** When what failed of a device is tried again. */
   readonly #retries = new Map<DeviceId, Timer>()
+  /** What a device offered in its newest mail. */
+  readonly #standing = new Map<DeviceId, ReadonlySet<string>>()
   #isStopping = false
 
   private constructor (agent: Agent, book: OfferBook) {
@@ -94,12 +96,15 @@ export class Offers {
   get received (): readonly ReceivedOffer[] { return this.#book.now.received }
   get sent (): readonly SentOffer[] { return this.#book.now.sent }
 
+  /** Those that were sent and stand. */
+  get open (): readonly SentOffer[] { return this.#book.standing.sent.filter(isOpen) }
+
   /** Whether files of an offer are on their way in or out of the store. */
   get isBusy (): boolean { return this.#fetching.size > 0 || this.#book.standing.received.some(({ state }) => state === 'accepted') }
 
   /** What the server lends, for its env. */
   lent (): Array<{ device: DeviceId, files: ContentId[], until: string }> {
-    return this.#book.standing.sent.filter(isOpen).map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
+    return this.open.map(({ device, files, list, until }) => ({ device, files: [list, ...new Set(files)], until }))
   }
 
   /** Until when a file is lent to a device (ms since 1970), or undefined. */
@@ -122,7 +127,7 @@ export class Offers {
   /** Throws `too-large` where so many files more cannot be lent. */
   checkRoom (files: number, beside = this.#book.standing.sent): void {
     const lent = beside.filter(isOpen).reduce((sum, one) => sum + one.files.length, 0)
-    if (lent + files > MOST_LENT) throw new PatchcordError('too-large', `${files} files are too many beside the ${lent} that are on offer: ${MOST_LENT} can be at a time`, { hint: 'wait until an offer is accepted or refused, or send fewer' })
+    if (lent + files > MOST_LENT) throw new PatchcordError('too-large', `${files} files are too many beside the ${lent} that are on offer: ${MOST_LENT} can be at a time`, { hint: 'wait until an offer is accepted or refused, take one back (patchcord outbox), or send fewer' })
   }
 
   /** Offers files of the store, and empty folders, to a device. */
@@ -160,9 +165,16 @@ export class Offers {
   }
 
   find (text: string): ReceivedOffer {
-    const found = this.received.filter(({ offer }) => offer === text || (text.length >= 4 && offer.startsWith(text)))
-    if (found[0] === undefined || found.length > 1) throw new PatchcordError('not-found', `there is no offer "${text.slice(0, 40)}"`, { hint: '`patchcord inbox` lists them' })
-    return found[0]
+    return named(text, this.received, 'inbox')
+  }
+
+  /** Takes back an offer that was sent: nothing of it is lent any more. What the receiver has of it stays there. Throws `not-found`. */
+  async withdraw (text: string): Promise<string> {
+    const { offer, device } = named(text, this.open, 'outbox')
+    await this.#book.change(state => ({ ...state, sent: state.sent.filter(one => one.offer !== offer) }))
+    this.#agent.emit({ event: 'offer-answered', offer, device, answer: 'withdrawn' })
+    this.flush(0)
+    return offer
   }
 
   /** Says no, also to what was accepted and is not here yet: what is being fetched of it ends. */
@@ -235,6 +247,8 @@ export class Offers {
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
       return { files: files.length, folders: list.folders.length, bytes: total, landed }
     } catch (error) {
+      // Its sender took it back.
+      if (error instanceof PatchcordError && error.code === 'not-found' && this.#standing.get(offer.device)?.has(offer.offer) === false) await this.#book.change(state => ({ ...state, received: state.received.filter(one => one.offer !== offer.offer) }))
       // Who ended it wants to go on when the device is heard of next, and not by itself.
       if (given?.aborted !== true && !(error instanceof PatchcordError && NOT_AGAIN.has(error.code))) this.#again(offer.device)
       throw error
@@ -260,8 +274,9 @@ export class Offers {
     }
     // What follows is worked out from what is there: what is on its way to the disk comes first.
     await this.#book.settled()
+    this.#standing.set(device, new Set(offers.map(({ offer }) => offer)))
     const answered = new Map(answers.map(({ offer, answer }) => [offer, answer]))
-    const standing = new Set(offers.map(({ offer }) => offer))
+    const standing = this.#standing.get(device)!
     // Whoever they came from: by its name one of them is accepted.
     const known = new Set(this.received.map(({ offer }) => offer))
     const fresh: ReceivedOffer[] = [...new Map(offers.map(one => [one.offer, one])).values()].filter(({ offer }) => !known.has(offer)).map(offer => ({ ...offer, device, state: 'offered' }))
@@ -325,6 +340,13 @@ export class Offers {
   async #set (offer: string, change: (one: ReceivedOffer) => ReceivedOffer): Promise<void> {
     await this.#book.change(state => ({ ...state, received: state.received.map(one => one.offer === offer ? change(one) : one) }))
   }
+}
+
+/** The offer that is called so, or whose name alone begins so. Throws `not-found`. */
+function named<Offer extends { readonly offer: string }> (text: string, offers: readonly Offer[], command: string): Offer {
+  const found = offers.filter(({ offer }) => offer === text || (text.length >= 4 && offer.startsWith(text)))
+  if (found[0] === undefined || found.length > 1) throw new PatchcordError('not-found', `there is no offer "${text.slice(0, 40)}"`, { hint: `\`patchcord ${command}\` lists them` })
+  return found[0]
 }
 
 function stopping (): PatchcordError {

@@ -31,6 +31,19 @@ export async function send ({ client, output, signal }: Context, device: string,
   output.line('done: it has arrived')
 }
 
+export async function outbox ({ client, output, signal }: Context): Promise<void> {
+  const { offers } = await client.call('outbox', {}, offer => {
+    output.object(offer)
+    output.line(`${offer.offer}  ${countOf(offer.count, 'file')}, ${formatBytes(offer.bytes)}, to ${offer.name}, until ${offer.until.slice(0, 10)}: ${offer.state}`)
+  }, signal)
+  if (offers === 0) output.line('nothing is offered to anybody')
+}
+
+export async function outboxWithdraw ({ client, output }: Context, offer: string): Promise<void> {
+  output.object({ event: 'withdrawn', ...await client.call('outbox-withdraw', { offer }) })
+  output.line('withdrawn')
+}
+
 export async function inbox ({ client, output, signal }: Context): Promise<void> {
   const { offers } = await client.call('inbox', {}, offer => {
     output.object(offer)

@@ -191,6 +191,8 @@ function describeProgram ({ io, version, startService }: Cli): Command {
     .option('--remove', 'remove them')
   command(program, 'send <device> <path...>', 'hand files and folders to one device: it sees the list, then accepts', 'patchcord send desktop holiday/', offer.send)
     .option('--no-wait', 'do not wait for the answer')
+  const outbox = command(program, 'outbox', 'what this device hands to others, and they have not fetched yet', 'patchcord outbox', offer.outbox)
+  command(outbox, 'withdraw <offer>', 'take it back; what has landed stays there', 'patchcord outbox withdraw 9f3a', offer.outboxWithdraw)
   const inbox = command(program, 'inbox', 'what others hand to this device', 'patchcord inbox', offer.inbox)
   command(inbox, 'accept <offer>', 'fetch it into a folder; nothing there is replaced', 'patchcord inbox accept 9f3a --to ~/Downloads', offer.inboxAccept)
     .requiredOption('--to <folder>', 'where it lands')

@@ -48,6 +48,8 @@ export interface Operations {
   gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number } | LocalProgress, result: { files: number, bytes: number, removed: boolean } }
   send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
   inbox: { args: object, event: InboxOffer, result: { offers: number } }
+  outbox: { args: object, event: OutboxOffer, result: { offers: number } }
+  'outbox-withdraw': { args: { offer: string }, result: { offer: string } }
   'inbox-accept': { args: { offer: string, to: string }, event: InboxAcceptEvent, result: { files: number, folders: number, bytes: number, landed: string[] } }
   'inbox-refuse': { args: { offer: string }, result: { offer: string } }
   'inbox-rule': { args: { device: string, rule: 'ask' | 'accept' | 'refuse', to?: string }, result: { device: string, rule: string } }
@@ -268,6 +270,18 @@ export interface InboxOffer {
   bytes: number
   files?: Array<{ path: string, size: number, id: string }>
   folders?: string[]
+}
+
+/** What this device hands to somebody who has not fetched it yet. `until`: ISO 8601, how long it stands. */
+export interface OutboxOffer {
+  event: 'offer'
+  offer: string
+  device: string
+  name: string
+  state: 'offered' | 'accepted'
+  count: number
+  bytes: number
+  until: string
 }
 
 /** Which files that documents refer to are fetched without being asked for. */
