@@ -1,8 +1,9 @@
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, renameSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
+import { HeldFolders } from '../src/agent/held-folders.js'
 import { land, type LandingNote, type Top } from '../src/agent/landing.js'
 import type { OfferedFile } from '../src/agent/offer-list.js'
 import type { ContentId } from '../src/core/ids.js'
@@ -21,6 +22,18 @@ function contentsOf (root: string, below = ''): Map<string, string> {
     const path = below === '' ? entry.name : `${below}/${entry.name}`
     return entry.isDirectory() ? [...contentsOf(root, path)] : [[path, readFileSync(join(root, path), 'latin1')]]
   }))
+}
+
+/** What this process has open below a folder. */
+function openUnder (root: string): string[] {
+  return readdirSync('/proc/self/fd').flatMap(fd => {
+    try {
+      const path = readlinkSync(`/proc/self/fd/${fd}`)
+      return path.startsWith(root) ? [path] : []
+    } catch {
+      return []
+    }
+  })
 }
 
 /** A note that is kept as long as the test wants. */
@@ -158,11 +171,59 @@ await t.test('what was noted and is no folder any more, or was somebody else\'s 
   await t.rejects(land(store, { files }, to, { note: noteOf({}), signal: stop.signal }), { message: 'stopping' })
 })
 
+await t.test('a folder that is moved, or becomes a link, while files land in it: nothing is written elsewhere', async t => {
+  const home = mkdtempSync(join(folder, 'moved-'))
+  const store = await FileStore.open(join(home, 'files'))
+  t.teardown(() => store.close())
+  const names = ['stored', 'another', 'third']
+  const files: OfferedFile[] = []
+  for (const name of names) {
+    writeFileSync(join(home, name), name)
+    files.push({ path: ['d', 'e', name], ...await store.add(join(home, name)) })
+  }
+  const outside = join(home, 'outside')
+  mkdirSync(join(outside, 'd/e'), { recursive: true })
+  mkdirSync(join(outside, 'e'))
+  const path = store.path.bind(store)
+  for (const replaced of ['d/e', 'd', '']) {
+    const to = mkdtempSync(join(home, 'to-'))
+    const moved = mkdtempSync(join(home, 'moved-'))
+    let isMoved = false
+    store.path = id => {
+      if (!isMoved) {
+        renameSync(join(to, replaced), moved)
+        symlinkSync(outside, join(to, replaced))
+      }
+      isMoved = true
+      return path(id)
+    }
+    await land(store, { files }, to)
+    t.strictSame([...contentsOf(outside).keys()].toSorted(), ['d/e/', 'e/'], `in place of ${replaced}`)
+    t.strictSame([...contentsOf(moved).keys()].map(name => name.split('/').at(-1)).toSorted(), names.toSorted(), 'what was under way goes where the folder went')
+  }
+  store.path = path
+
+  const held = new HeldFolders()
+  const [to, below] = [join(home, 'held'), join(home, 'held', 'below')]
+  mkdirSync(below, { recursive: true })
+  await held.begin(to)
+  await held.in(to, at => held.add(below, join(at, 'below')))
+  await held.in(below, at => Promise.resolve(writeFileSync(join(at, 'x'), 'x')))
+  await held.close()
+  renameSync(below, join(to, 'moved'))
+  await t.rejects(held.in(below, () => Promise.resolve()), { code: 'unreadable', message: `${below} does not exist` })
+  symlinkSync(outside, below)
+  await t.rejects(held.in(below, () => Promise.resolve()), { code: 'conflict', message: `${below} is not the folder any more that it was` })
+  await t.rejects(held.in(to, at => held.add(below, join(at, 'below'))), { code: 'conflict' }, 'nor is a link one')
+  await held.close()
+  t.strictSame([readdirSync(join(to, 'moved')), openUnder(home)], [['x'], []])
+})
+
 await t.test('one name for all files of a list, and many files in no folder: each costs what a file costs', async t => {
   const home = mkdtempSync(join(folder, 'many-'))
   const store = await FileStore.open(join(home, 'files'))
   t.teardown(() => store.close())
-  const count = 1_500
+  const count = 1_100
   const asides = new Set<ContentId>()
   const files = await Promise.all(Array.from({ length: count }, async (_, n) => {
     const bytes = Buffer.from(`${n}`.padStart(8))

@@ -23,11 +23,19 @@ export async function copyOut (from: string, to: string, force: boolean, onBytes
 }
 
 /** The same, never over anything, with what it names on the disk; the name may still be lost by a crash: who copies many syncs their folder once. */
-export async function copySynced (from: string, to: string, mark: string, onBytes?: OnBytes): Promise<void> {
-  await copy(from, to, false, onBytes, syncFile, mark)
+export async function copySynced (from: string, to: string, { mark, name, onBytes }: SyncedOptions): Promise<void> {
+  await copy(from, to, false, onBytes, syncFile, mark, name)
 }
 
-async function copy (from: string, to: string, force: boolean, onBytes: OnBytes | undefined, settle: (path: string) => Promise<void>, mark = 'get'): Promise<void> {
+export interface SyncedOptions {
+  /** What its temporary is known by (`isCopyOf`). */
+  readonly mark: string
+  /** What `to` is called where it is told. */
+  readonly name: string
+  readonly onBytes: OnBytes | undefined
+}
+
+async function copy (from: string, to: string, force: boolean, onBytes: OnBytes | undefined, settle: (path: string) => Promise<void>, mark = 'get', name = to): Promise<void> {
   // Not made of the name that it becomes: a name may be as long as the system takes, in bytes.
   const temporary = join(dirname(to), `.patchcord-${mark}-${randomBytes(6).toString('hex')}.part`)
   try {
@@ -38,8 +46,8 @@ async function copy (from: string, to: string, force: boolean, onBytes: OnBytes 
     else await giveFreeName(temporary, to)
   } catch (error) {
     await unlink(temporary).catch(() => { /* the first error is the one to tell */ })
-    if (systemCode(error) === 'EEXIST') throw new PatchcordError('already-exists', `${to} is there already`, { hint: 'choose another path, or say --force' })
-    throw fileError(error, to)
+    if (systemCode(error) === 'EEXIST') throw new PatchcordError('already-exists', `${name} is there already`, { hint: 'choose another path, or say --force' })
+    throw fileError(error, name)
   }
 }
 

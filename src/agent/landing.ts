@@ -1,5 +1,5 @@
 import { lstat, mkdir } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { syncFolder } from '../core/durable-file.js'
 import { fileError, systemCode } from '../core/errors.js'
 import type { ContentId } from '../core/ids.js'
@@ -9,6 +9,7 @@ import { contentAt } from '../files/content-at.js'
 import { nameIn, removeLeftovers } from '../files/folders.js'
 import type { FileStore } from '../files/store.js'
 import { copySynced, isCopyOf, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
+import { HeldFolders } from './held-folders.js'
 import type { OfferedFile, OfferedList, OfferedPath } from './offer-list.js'
 
 // How what an inbox accepted becomes the person's files. Nothing that is there is ever replaced: a top name that is taken gets a number, and
@@ -58,6 +59,7 @@ class Landing {
   readonly #options: LandingOptions
   readonly #note: LandingNote
   readonly #folders = new Map<string, string>()
+  readonly #held = new HeldFolders()
   /** What an earlier landing left, as the system calls it, and what of it is taken: two names of a list may be one on a disk to which
    * capital letters are small ones. */
   readonly #taken = new Set<string>()
@@ -70,7 +72,16 @@ class Landing {
   }
 
   async land ({ files, folders = [] }: OfferedList): Promise<string[]> {
+    try {
+      return await this.#landAll(files, folders)
+    } finally {
+      await this.#held.close()
+    }
+  }
+
+  async #landAll (files: readonly OfferedFile[], folders: readonly OfferedPath[]): Promise<string[]> {
     await prepareFolder(this.#to)
+    await this.#held.begin(this.#to)
     const paths = [...files.map(({ path }) => path.slice(0, -1)), ...folders].filter(path => path.length > 0)
     await this.#note.alone(() => this.#makeTops(new Set(paths.map(([top]) => top!))))
     for (const path of paths) await this.#folder(path)
@@ -80,12 +91,13 @@ class Landing {
     // A list may give one name to all of its files.
     const named = [...groupsOf(files, ({ path }) => path.join('/')).values()]
     // Before anything new is there that could be taken for it.
+    const free = new Map<readonly OfferedFile[], number>()
     if (isAgain) {
       const asides = await this.#asides(files)
-      await this.#each(named, async alike => { await this.#find(alike, asides, landed) })
+      await this.#each(named, async alike => { free.set(alike, await this.#find(alike, asides, landed)) })
     }
-    await this.#each(named, async alike => { await this.#put(alike.filter(file => !landed.has(file)), landed) })
-    await eachWithin([this.#to, ...this.#folders.values()], AT_ONCE, () => 1, async path => { await syncFolder(path).catch((error: unknown) => { throw fileError(error, path) }) })
+    await this.#each(named, async alike => { await this.#put(alike.filter(file => !landed.has(file)), free.get(alike) ?? 1, landed) })
+    await eachWithin([this.#to, ...this.#folders.values()], AT_ONCE, () => 1, async path => { await this.#held.in(path, at => syncFolder(at)).catch((error: unknown) => { throw fileError(error, path) }) })
     const tops = [...files.map(file => file.path.length === 1 ? landed.get(file)! : this.#folders.get(file.path[0]!)!), ...folders.map(([top]) => this.#folders.get(top!)!)]
     return [...new Set(tops)]
   }
@@ -114,18 +126,18 @@ class Landing {
       await this.#note.keep([...tops].map(([name, as]) => ({ name, as })))
       const lost: string[] = []
       for (const name of left) {
-        const path = join(this.#to, tops.get(name)!)
-        try {
-          await mkdir(path)
-        } catch (error) {
-          if (systemCode(error) !== 'EEXIST') throw fileError(error, path)
+        const as = tops.get(name)!
+        const path = join(this.#to, as)
+        await this.#held.in(this.#to, async to => {
+          const at = join(to, as)
+          const isMade = await mkdir(at).then(() => true, (error: unknown) => {
+            if (systemCode(error) !== 'EEXIST') throw fileError(error, path)
+            return false
+          })
           // Somebody else was faster.
-          if (!noted.has(name)) {
-            lost.push(name)
-            continue
-          }
-        }
-        await this.#take(name, path)
+          if (!isMade && !noted.has(name)) lost.push(name)
+          else await this.#take(name, path, at)
+        })
       }
       left = lost
     } while (left.length > 0)
@@ -145,17 +157,21 @@ class Landing {
     if (known !== undefined) return known
     const above = await this.#folder(parts.slice(0, -1))
     const { path } = await underFreeName(above, parts.at(-1)!, async path => {
-      await makeFolder(path).catch(async (error: unknown) => {
-        if (systemCode(error) !== 'EEXIST' || this.#note.tops === undefined || await kindOf(path) !== 'folder' || this.#taken.has(await nameOf(path))) throw error
+      await this.#held.in(above, async folder => {
+        const at = join(folder, basename(path))
+        await makeFolder(at).catch(async (error: unknown) => {
+          if (systemCode(error) !== 'EEXIST' || this.#note.tops === undefined || await kindOf(at) !== 'folder' || this.#taken.has(await nameOf(at))) throw error
+        })
+        await this.#take(key, path, at)
       })
     })
-    await this.#take(key, path)
     return path
   }
 
-  async #take (key: string, path: string): Promise<void> {
+  async #take (key: string, path: string, at: string): Promise<void> {
+    const own = await this.#held.add(path, at)
     this.#folders.set(key, path)
-    if (this.#note.tops !== undefined) this.#taken.add(await nameOf(path))
+    if (this.#note.tops !== undefined) this.#taken.add(own)
   }
 
   /** Where the file lands. */
@@ -163,35 +179,39 @@ class Landing {
     return { at: path.length === 1 ? this.#to : this.#folders.get(path.slice(0, -1).join('/'))!, name: path.at(-1)! }
   }
 
-  /** Puts files that have one name where they belong, with their numbers in the order of the list. */
-  async #put (alike: readonly OfferedFile[], landed: Map<OfferedFile, string>): Promise<void> {
+  /** Puts files that have one name where they belong, with their numbers, from the `first` on, in the order of the list. */
+  async #put (alike: readonly OfferedFile[], first: number, landed: Map<OfferedFile, string>): Promise<void> {
     const { asides, onBytes, signal } = this.#options
-    let first = 1
+    let next = first
     for (const file of alike) {
       signal?.throwIfAborted()
       const { id, size } = file
       const { at, name } = this.#placeOf(file)
       const { path, attempt } = await underFreeName(at, name, async target => {
-        const isAside = asides?.has(id) === true
-        if (isAside && await this.#store.asides.giveTo(id, target)) onBytes?.(size)
-        else await copySynced(isAside ? this.#store.asides.path(id) : this.#store.path(id), target, this.#note.mark, onBytes)
-      }, first)
+        await this.#held.in(at, async folder => {
+          const to = join(folder, basename(target))
+          const isAside = asides?.has(id) === true
+          if (isAside && await this.#store.asides.giveTo(id, to)) onBytes?.(size)
+          else await copySynced(isAside ? this.#store.asides.path(id) : this.#store.path(id), to, { mark: this.#note.mark, name: target, onBytes })
+        })
+      }, next)
       landed.set(file, path)
-      first = attempt + 1
+      next = attempt + 1
     }
   }
 
   /** Looks which of the files that have one name an earlier landing put where they belong, under the name or one with a number. What is there is
-   * read once, however many they are. */
-  async #find (alike: readonly OfferedFile[], asides: ReadonlyMap<string, ContentId>, landed: Map<OfferedFile, string>): Promise<void> {
+   * read once, however many they are. The number from which on the name is free, or might be. */
+  async #find (alike: readonly OfferedFile[], asides: ReadonlyMap<string, ContentId>, landed: Map<OfferedFile, string>): Promise<number> {
     const missing = groupsOf(alike.toReversed(), ({ id }) => id)
     const sizes = new Set(alike.map(({ size }) => size))
     const { at, name } = this.#placeOf(alike[0]!)
-    for (let attempt = 1; missing.size > 0; attempt++) {
+    let attempt = 1
+    for (; missing.size > 0; attempt++) {
       this.#options.signal?.throwIfAborted()
       const path = join(at, numbered(name, attempt))
       const kind = await kindOf(path)
-      if (kind === undefined) return
+      if (kind === undefined) break
       if (kind !== 'file') continue
       const own = await nameOf(path)
       if (this.#taken.has(own)) continue
@@ -204,6 +224,7 @@ class Landing {
       landed.set(file, path)
       this.#options.onBytes?.(file.size)
     }
+    return attempt
   }
 
   /** What was fetched, which was read already, as the system calls it: what landed of it may be a second name. */
