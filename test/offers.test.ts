@@ -395,6 +395,16 @@ await t.test('what was sent is taken back: before it is seen, seen, and while it
   await lab.until('its being forgotten', () => theirs.received.length === 0)
   t.strictSame([theirs.isBusy, readdirSync(join(folder, 'to'))], [false, []])
   await friend.call('gc', { remove: true })
+
+  // Nobody who looks waits for the list of who is away.
+  await ours.offer(to, { files: [{ path: ['away'], size: 1, id: gone }] })
+  await lab.until('the offer', () => theirs.received.length === 1)
+  await lab.cut(laptop, friend)
+  const seen: InboxOffer[] = []
+  const began = performance.now()
+  t.match(await friend.call('inbox', {}, one => { seen.push(one) }), { offers: 1 })
+  t.ok(performance.now() - began < 5_000)
+  t.match(seen, [{ count: 1, files: undefined }])
 })
 
 await t.test('offers that lie: a list that is a large file of the receiver\'s own, room that others take meanwhile, a note that leads elsewhere', async t => {

@@ -83,7 +83,7 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'o
 
     inbox: async (_args, emit, signal) => {
       for (const one of agent.offers.received) {
-        const list = one.state === 'offered' ? await agent.offers.list(one, signal).catch(() => undefined) : undefined
+        const list = one.state === 'offered' ? await agent.offers.list(one, signal, false).catch(() => undefined) : undefined
         emit({ event: 'offer', offer: one.offer, device: one.device, name: nameOf(one.device), state: one.state, count: one.files, bytes: one.bytes, ...list === undefined ? {} : { files: list.files.map(({ path, size, id }) => ({ path: path.join('/'), size, id })), folders: list.folders.map(path => path.join('/')) } })
       }
       return { offers: agent.offers.received.length }

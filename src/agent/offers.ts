@@ -149,12 +149,13 @@ export class Offers {
     return sent
   }
 
-  /** What an offer has, from the list that the sender lent. */
-  async list ({ device, list, size, files, bytes }: ReceivedOffer, signal?: AbortSignal): Promise<Required<OfferedList>> {
+  /** What an offer has, from the list that the sender lent. Where that is not here, a sender who is away is waited for, some seconds, if `isPatient`. */
+  async list ({ device, list, size, files, bytes }: ReceivedOffer, signal?: AbortSignal, isPatient = true): Promise<Required<OfferedList>> {
     const { store } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
     // Whoever offers may call any file of this device's own the list, of whatever size.
     if (await store.has(list) && !(await store.having([{ id: list, size }])).has(list)) throw new PatchcordError('verification', 'the list of the offer is a file of another size', { hint: 'ask who sent it' })
+    if (!isPatient && this.#agent.peers.peer(device)?.link.connected !== true && !await store.has(list)) throw new PatchcordError('unreachable', 'who sent the offer is not connected')
     await this.#fetch(device, list, size, undefined, signal)
     const chunks: Buffer[] = []
     for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
