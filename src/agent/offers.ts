@@ -242,7 +242,11 @@ export class Offers {
         onBytes: bytes => { meter.add(bytes) },
         note: { tops: goesOn ? tops : undefined, mark: offer.offer, keep: landing => this.#set(offer.offer, one => ({ ...one, landing: [...landing] })), alone: task => this.#naming.run(task) },
       })
-      await this.#set(offer.offer, ({ landing: _, ...one }) => ({ ...one, state: 'done' }))
+      await this.#set(offer.offer, one => {
+        const done: ReceivedOffer = { ...one, state: 'done' }
+        delete done.landing
+        return done
+      })
       // Only now: should this process die before, they are not fetched again.
       await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
