@@ -3,6 +3,7 @@ import { chmodSync, existsSync, readdirSync, readFileSync, truncateSync, unlinkS
 import { dirname, join } from 'node:path'
 import t from 'tap'
 import { upkeepOperations } from '../src/agent/upkeep-operations.js'
+import { fileError } from '../src/core/errors.js'
 import { parseContentId } from '../src/core/ids.js'
 import { contentIdOf } from '../src/files/content-id.js'
 import { PartialFile } from '../src/files/partial.js'
@@ -97,6 +98,18 @@ await t.test('get by name, verify, gc, add --move', async t => {
     t.notOk(readdirSync(dirname(path(kept))).some(name => name.endsWith('.tmp')))
   }
   t.match(await device.call('verify', {}), { files: 3, damaged: 0, mended: 0 })
+  // A dying disk: no file system here refuses root to read, so the refusal is put before the store's.
+  const readable = device.agent.store
+  const examine = readable.examine.bind(readable)
+  readable.examine = async (id, onBytes) => {
+    if (id === moved) throw fileError(Object.assign(new Error('i/o error'), { code: 'EIO' }), path(moved))
+    return await examine(id, onBytes)
+  }
+  const refused: object[] = []
+  t.match(await device.call('verify', {}, event => { if (event.event !== 'progress') refused.push(event) }), { files: 3, damaged: 0, unreadable: 1 }, 'the others are read all the same')
+  t.match(refused, [{ event: 'unreadable', id: moved, reason: /i\/o error/ }])
+  t.ok(existsSync(path(moved)), 'and it stays where it is')
+  readable.examine = examine
   unlinkSync(listOf(moved))
   const cut = await add('cut.bin', randomBytes(1_200_000), { to: 'notes' })
   for (const [id, damage] of [

@@ -30,6 +30,7 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
       let bytes = 0
       let damaged = 0
       let mended = 0
+      let unreadable = 0
       let worked = 0
       const sizes = async function * (): AsyncIterable<number> { for await (const { size } of store.list()) yield size }
       const meter = new ProgressMeter({ clock: agent.clock, stage: 'reading', tell: emit, sizes, signal })
@@ -45,11 +46,14 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
           }
           at = performance.now()
         }
-        // What the system refuses to read is not damage: that throws.
         const found = await store.examine(id, async read => {
           bytes += read
           meter.add(read)
           await rest()
+        }).catch((error: unknown) => {
+          // What the disk refuses to read may be readable yet: it stays where it is, and the others are still to be read.
+          if (signal.aborted || !(error instanceof PatchcordError) || error.code !== 'unreadable') throw error
+          return { state: 'unreadable' as const, reason: error.message }
         })
         if (found.state === 'absent') continue
         if (found.state === 'damaged') {
@@ -59,6 +63,10 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
           damaged += 1
           emit({ event: 'damaged', id, quarantined })
           agent.logger.error({ id, size }, 'a file of the store is damaged and was put aside')
+        } else if (found.state === 'unreadable') {
+          unreadable += 1
+          emit({ event: 'unreadable', id, reason: found.reason })
+          agent.logger.error({ id, size, reason: found.reason }, 'a file of the store cannot be read')
         } else if (found.state === 'mended') {
           mended += 1
           emit({ event: 'mended', id })
@@ -68,7 +76,7 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
         meter.add(0, 1)
         await rest()
       }
-      return { files, bytes, damaged, mended }
+      return { files, bytes, damaged, mended, unreadable }
     },
 
     gc: async (args, emit, signal) => {

@@ -53,11 +53,13 @@ export async function verify ({ client, output, signal }: Context): Promise<void
     output.object(event)
     if (event.event === 'progress') tellProgress(output, event)
     else if (event.event === 'mended') output.line(`mended: ${event.id}; its leaf list was damaged or missing, and was made anew of its bytes, which are right`)
+    else if (event.event === 'unreadable') output.line(`cannot be read: ${event.id}; ${event.reason}`)
     else output.line(`damaged: ${event.id}; what is left of it is now ${event.quarantined}`)
   }, signal)
   output.object({ event: 'done', ...done })
-  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}: ${done.damaged === 0 ? 'all as they were put there' : `${done.damaged} damaged`}${done.mended > 0 ? `; the leaf lists of ${done.mended} were made anew` : ''}`)
+  output.line(`${countOf(done.files, 'file')}, ${formatBytes(done.bytes)}: ${done.damaged + done.unreadable === 0 ? 'all as they were put there' : `${done.damaged} damaged${done.unreadable > 0 ? `, ${done.unreadable} cannot be read` : ''}`}${done.mended > 0 ? `; the leaf lists of ${done.mended} were made anew` : ''}`)
   if (done.damaged > 0) throw new PatchcordError('verification', `${done.damaged} of ${done.files} files were damaged on this device's disk`, { hint: 'get them again from another device, or add them again where you still have them' })
+  if (done.unreadable > 0) throw new PatchcordError('unreadable', `${done.unreadable} of ${done.files} files could not be read`, { hint: 'look at the disk: `dmesg` may say what is wrong with it' })
 }
 
 export async function gc ({ client, output, signal }: Context, { remove = false }: { remove?: boolean }): Promise<void> {

@@ -44,7 +44,7 @@ export interface Operations {
   'export-client': { args: { name: string, share: string[], passphrase: string }, result: { device: string, p12: string, notAfter: string } }
   follow: { args: { database: string, policy?: FollowPolicy }, result: { database: string, policy: FollowPolicy, missing: number } }
   get: { args: { id: string, output: string, from?: string, force?: boolean }, event: TransferEvent, result: { id: string, size: number, seconds: number, sources: string[] } }
-  verify: { args: object, event: VerifyEvent, result: { files: number, bytes: number, damaged: number, mended: number } }
+  verify: { args: object, event: VerifyEvent, result: { files: number, bytes: number, damaged: number, mended: number, unreadable: number } }
   gc: { args: { remove?: boolean }, event: { event: 'unreferenced', id: string, size: number } | LocalProgress, result: { files: number, bytes: number, removed: boolean } }
   send: { args: { device: string, paths: string[], wait?: boolean }, event: SendEvent, result: { offer: string, files: number, bytes: number, answer: 'none' | 'done' } }
   inbox: { args: object, event: InboxOffer, result: { offers: number } }
@@ -249,6 +249,8 @@ export type VerifyEvent =
   | { event: 'damaged', id: string, quarantined: string }
   /** Its bytes are right; the list of its leaves was not, and is now. */
   | { event: 'mended', id: string }
+  /** The disk, or the system, refuses to read it. It stays where it is. */
+  | { event: 'unreadable', id: string, reason: string }
 
 export type SendEvent =
   /** `folders`: those that are empty; `connected`: whether the receiver is there to hear of it now; `until`: ISO 8601, how long the offer stands. */
