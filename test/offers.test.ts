@@ -423,8 +423,9 @@ await t.test('offers that lie: a list that is a large file of the receiver\'s ow
 
   const many = Array.from({ length: 45_000 }, (_, n) => ({ path: [`${n}`], size: 1, id: own.id }))
   const made = await Promise.allSettled(Array.from({ length: 3 }, () => laptop.agent.offers.offer(friend.agent.keystore.identity.device, { files: many })))
-  t.strictSame(made.map(({ status }) => status), ['fulfilled', 'fulfilled', 'rejected'])
-  t.match(made[2], { reason: { code: 'too-large', message: /^45000 files are too many beside the 90000 that are on offer/ } })
+  // Whichever is written down last.
+  t.match(made.filter(({ status }) => status === 'rejected'), [{ reason: { code: 'too-large', message: /^45000 files are too many beside the 90000 that are on offer/ } }])
+  t.equal(made.filter(({ status }) => status === 'fulfilled').length, 2)
 
   const root = t.testdir({ state: {} })
   const open = (as: string): Promise<OfferBook> => {
