@@ -6,7 +6,7 @@ import type { ContentId } from '../core/ids.js'
 import { numbered } from '../core/safe-name.js'
 import { eachWithin } from '../core/within.js'
 import { contentAt } from '../files/content-at.js'
-import { nameIn, removeLeftovers } from '../files/folders.js'
+import { nameOf, removeLeftovers } from '../files/folders.js'
 import type { FileStore } from '../files/store.js'
 import { copySynced, isCopyOf, makeFolder, prepareFolder, underFreeName, type OnBytes } from './copy-out.js'
 import { HeldFolders } from './held-folders.js'
@@ -160,7 +160,7 @@ class Landing {
       await this.#held.in(above, async folder => {
         const at = join(folder, basename(path))
         await makeFolder(at).catch(async (error: unknown) => {
-          if (systemCode(error) !== 'EEXIST' || this.#note.tops === undefined || await kindOf(at) !== 'folder' || this.#taken.has(await nameOf(at))) throw error
+          if (systemCode(error) !== 'EEXIST' || this.#note.tops === undefined || await kindOf(at) !== 'folder' || this.#taken.has(await nameOf(at) ?? '')) throw error
         })
         await this.#take(key, path, at)
       })
@@ -214,7 +214,8 @@ class Landing {
       if (kind === undefined) break
       if (kind !== 'file') continue
       const own = await nameOf(path)
-      if (this.#taken.has(own)) continue
+      // It went meanwhile, or was taken for another.
+      if (own === undefined || this.#taken.has(own)) continue
       const id = asides.get(own) ?? await contentAt(path, { sizes, ids: missing, hashes: this.#store.hashes })
       const left = id === undefined ? undefined : missing.get(id)
       if (left === undefined || this.#taken.has(own)) continue
@@ -231,7 +232,7 @@ class Landing {
   async #asides (files: readonly OfferedFile[]): Promise<Map<string, ContentId>> {
     const asides = new Map<string, ContentId>()
     const ids = [...new Set(files.map(({ id }) => id))].filter(id => this.#options.asides?.has(id) === true)
-    await this.#each(ids, async id => { asides.set(await nameOf(this.#store.asides.path(id)), id) })
+    await this.#each(ids, async id => { asides.set(await nameOf(this.#store.asides.path(id)) ?? '', id) })
     return asides
   }
 }
@@ -255,9 +256,4 @@ async function kindOf (path: string): Promise<'folder' | 'file' | 'other' | unde
     if (systemCode(error) === 'ENOENT') return undefined
     throw fileError(error, path)
   }
-}
-
-/** What the system itself calls it. */
-async function nameOf (path: string): Promise<string> {
-  return nameIn(await lstat(path, { bigint: true }))
 }
