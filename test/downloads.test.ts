@@ -13,6 +13,7 @@ import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
 import { PartialFile } from '../src/files/partial.js'
 import { FileStore } from '../src/files/store.js'
 import type { Source } from '../src/sync/ask-file.js'
+import type { Exchange } from '../src/sync/byte-connection.js'
 import { BytePool } from '../src/sync/byte-pool.js'
 import { Distrust } from '../src/sync/distrust.js'
 import { Downloads } from '../src/sync/downloads.js'
@@ -149,40 +150,49 @@ await t.test('the plan: every missing leaf is done once, whatever is taken, spli
 
 interface Answered { readonly status: number, readonly body: string }
 
-/** A pool towards something that answers each request in these pieces; a request is whatever ends with an empty line. */
-async function scripted (t: Test, answer: (socket: Socket, count: number) => void): Promise<{ ask: () => Promise<Answered>, connections: () => number, pool: BytePool }> {
-  let connections = 0
+/** A pool towards whatever takes each connection that is made. */
+async function poolTo (t: Test, take: (socket: Socket) => void, { most, dialled }: { readonly most: number, readonly dialled?: ((signal: AbortSignal) => Promise<void>) | undefined }): Promise<BytePool> {
   const sockets = new Set<Socket>()
   const server = createTcpServer(socket => {
-    connections += 1
     sockets.add(socket)
-    let count = 0
-    socket.setNoDelay(true).on('error', () => undefined).on('data', (asked: Buffer) => { if (asked.toString('latin1').endsWith('\r\n\r\n')) answer(socket, ++count) })
+    take(socket.setNoDelay(true).on('error', () => undefined))
   }).listen({ host: '::1', port: 0 })
   await once(server, 'listening')
-  const pool = new BytePool(async onread => {
-    const socket = connect({ host: '::1', port: (server.address() as AddressInfo).port, onread })
+  const pool = new BytePool(async (onread, signal) => {
+    await dialled?.(signal)
+    const socket = connect({ host: '::1', port: (server.address() as AddressInfo).port, noDelay: true, onread })
     await once(socket, 'connect')
     return socket
-  }, { host: 'peer', who: 'the peer', most: 1 })
+  }, { host: 'peer', who: 'the peer', most })
   t.teardown(() => {
     pool.destroy()
     for (const socket of sockets) socket.destroy()
     server.close()
   })
-  const ask = async (): Promise<Answered> => {
-    let status = 0
-    let body = ''
-    await pool.get({ path: '/', signal: new AbortController().signal, onHead: head => {
-      status = head.status
-      if (status >= 400) throw new Error(`refused with ${status}`)
-    }, onBytes: piece => {
-      body += piece.toString('latin1')
-      return true
-    } })
-    return { status, body }
-  }
-  return { ask, connections: () => connections, pool }
+  return pool
+}
+
+async function askOn (pool: BytePool, exchange: Pick<Exchange, 'path' | 'signal' | 'isShort'>): Promise<Answered> {
+  let [status, body] = [0, '']
+  await pool.get({ ...exchange, onHead: head => {
+    status = head.status
+    if (status >= 400) throw new Error(`refused with ${status}`)
+  }, onBytes: piece => {
+    body += piece.toString('latin1')
+    return true
+  } })
+  return { status, body }
+}
+
+/** A pool towards something that answers each request in these pieces; a request is whatever ends with an empty line. */
+async function scripted (t: Test, answer: (socket: Socket, count: number) => void): Promise<{ ask: () => Promise<Answered>, connections: () => number, pool: BytePool }> {
+  let connections = 0
+  const pool = await poolTo(t, socket => {
+    connections += 1
+    let count = 0
+    socket.on('data', (asked: Buffer) => { if (asked.toString('latin1').endsWith('\r\n\r\n')) answer(socket, ++count) })
+  }, { most: 1 })
+  return { ask: () => askOn(pool, { path: '/', signal: new AbortController().signal }), connections: () => connections, pool }
 }
 
 await t.test('the connection for bytes: what is no plain answer is refused, and its connection not used again', async t => {
@@ -289,13 +299,11 @@ await t.test('the connection for bytes: puts them where they are to lie, and nev
 
 /** A pool towards something that is told of every request, on whichever connection. */
 async function pipelined (t: Test, answer: (socket: Socket, path: string, connection: number) => void, most = 8, dialled?: (signal: AbortSignal) => Promise<void>): Promise<{ ask: (path: string, signal?: AbortSignal) => Promise<Answered>, pool: BytePool, asked: string[][] }> {
-  const sockets: Socket[] = []
   const asked: string[][] = []
-  const server = createTcpServer(socket => {
-    const connection = sockets.push(socket) - 1
-    asked.push([])
+  const pool = await poolTo(t, socket => {
+    const connection = asked.push([]) - 1
     let text = ''
-    socket.setNoDelay(true).on('error', () => undefined).on('data', (piece: Buffer) => {
+    socket.on('data', (piece: Buffer) => {
       text += piece.toString('latin1')
       for (let end = text.indexOf('\r\n\r\n'); end !== -1; end = text.indexOf('\r\n\r\n')) {
         const path = text.split(' ')[1]!
@@ -304,30 +312,8 @@ async function pipelined (t: Test, answer: (socket: Socket, path: string, connec
         answer(socket, path, connection)
       }
     })
-  }).listen({ host: '::1', port: 0 })
-  await once(server, 'listening')
-  const pool = new BytePool(async (onread, signal) => {
-    await dialled?.(signal)
-    const socket = connect({ host: '::1', port: (server.address() as AddressInfo).port, noDelay: true, onread })
-    await once(socket, 'connect')
-    return socket
-  }, { host: 'peer', who: 'the peer', most })
-  t.teardown(() => {
-    pool.destroy()
-    for (const socket of sockets) socket.destroy()
-    server.close()
-  })
-  const ask = async (path: string, signal = new AbortController().signal): Promise<Answered> => {
-    let [status, body] = [0, '']
-    await pool.get({ path, signal, isShort: true, onHead: head => {
-      status = head.status
-      if (status >= 400) throw new Error(`refused with ${status}`)
-    }, onBytes: piece => {
-      body += piece.toString('latin1')
-      return true
-    } })
-    return { status, body }
-  }
+  }, { most, dialled })
+  const ask = (path: string, signal = new AbortController().signal): Promise<Answered> => askOn(pool, { path, signal, isShort: true })
   return { ask, pool, asked }
 }
 
