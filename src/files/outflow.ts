@@ -2,6 +2,7 @@ import { ServerResponse } from 'node:http'
 import type { Writable } from 'node:stream'
 import type { Answering } from '../core/answering.js'
 import type { Clock, Timer } from '../core/clock.js'
+import { queuedIn, watchForStall } from '../core/stall.js'
 
 /** How an answer ended: all of it handed to the system; the client went away; no byte moved for `stallMs`; the file
  * lost bytes, or its disk failed, under the transfer. In all but the first the connection is gone. */
@@ -11,8 +12,6 @@ export type Ending = 'whole' | 'gone' | 'stalled' | 'cut'
  * left, and whether anything still moves. It destroys the connection where nothing moved for `stallMs`. */
 export class Outflow {
   readonly #response: Answering
-  readonly #stallMs: number
-  readonly #clock: Clock
   readonly #held = new Set<number>()
   /** Where pieces are written to. */
   #way: Pick<Writable, 'write'>
@@ -20,14 +19,12 @@ export class Outflow {
   #ending: Ending | undefined
   #wake: (() => void) | undefined
   #timer: Timer | undefined
-  /** What was last seen of the progress, and when. */
-  #seen = { bytes: -1, queued: -1, at: 0 }
+  /** What was last seen of the progress. */
+  #seen: { readonly bytes: number, readonly queued: number | undefined } | undefined
 
   constructor (response: Answering, stallMs: number, clock: Clock) {
     this.#response = response
     this.#way = response as unknown as Writable
-    this.#stallMs = stallMs
-    this.#clock = clock
     // The listeners stay: a response is used once, and an error that comes late must find one.
     response.on('close', () => { this.#finish('gone') })
     response.on('finish', () => { this.#finish('whole') })
@@ -36,7 +33,10 @@ export class Outflow {
       this.#finish('gone')
     } else {
       if (response instanceof ServerResponse && response.socket === null) this.#queue(response)
-      this.#watch()
+      this.#timer = watchForStall(clock, stallMs, () => this.#hasMoved(), () => {
+        this.#finish('stalled')
+        response.destroy()
+      })
     }
   }
 
@@ -111,27 +111,13 @@ export class Outflow {
     return new Promise(resolve => { this.#wake = resolve })
   }
 
-  #watch (): void {
-    const queued = this.#queued()
-    const now = this.#clock.monotonic()
-    if (queued === undefined || queued !== this.#seen.queued || this.#bytes !== this.#seen.bytes) {
-      this.#seen = { bytes: this.#bytes, queued: queued ?? -1, at: now }
-    } else if (now - this.#seen.at >= this.#stallMs) {
-      this.#finish('stalled')
-      this.#response.destroy()
-      return
-    }
-    this.#timer = this.#clock.after(Math.max(1, this.#stallMs / 4), () => { this.#watch() })
-  }
-
-  /** What the system has not taken yet, or undefined while this response waits for its turn behind another on
-   * the same connection: nothing of it can move then, and that is not the client's doing. `writeQueueSize`
-   * is not public, but it is what Node's own socket time-out reads to tell a slow client from a stalled
-   * one; where it is missing, only whole buffers count as progress. */
-  #queued (): number | undefined {
+  /** Since it was asked before. While this response waits for its turn behind another on the same connection nothing of it can move, and that is not
+   * the client's doing. */
+  #hasMoved (): boolean {
     const { socket } = this.#response
-    if (socket === null) return undefined
-    const handle = (socket as { _handle?: { writeQueueSize?: unknown } | null })._handle
-    return typeof handle?.writeQueueSize === 'number' ? handle.writeQueueSize : 0
+    const seen = { bytes: this.#bytes, queued: socket === null ? undefined : queuedIn(socket) }
+    const before = this.#seen
+    this.#seen = seen
+    return seen.queued === undefined || seen.queued !== before?.queued || seen.bytes !== before.bytes
   }
 }

@@ -5,6 +5,7 @@ import { PatchcordError } from '../core/errors.js'
 import type { DatabaseName } from '../core/ids.js'
 import type { Limits } from '../core/limits.js'
 import type { Logger } from '../core/log.js'
+import { queuedIn, watchForStall } from '../core/stall.js'
 import { admitClient, isRefusal, type Refusal } from '../identity/admission.js'
 import type { Leaf } from '../identity/leaf.js'
 import { canonicalise, type CanonicalRequest, type RawHead } from '../policy/canonical.js'
@@ -300,32 +301,21 @@ async function discard (message: IncomingMessage, response: Answering, { headMs 
   })
 }
 
-/** What the system has not taken, or its client not from it: it changes as long as anything moves. `writeQueueSize` is not public; where it is
- * missing, whole writes alone count as movement. */
-function waitingIn ({ socket, transport }: Connection): number {
-  const { _handle: handle } = transport as { _handle?: { writeQueueSize?: unknown } | null }
-  return socket.writableLength + (typeof handle?.writeQueueSize === 'number' ? handle.writeQueueSize : 0)
-}
+/** What the system has not taken, or its client not from it: it changes as long as anything moves. */
+const waitingIn = ({ socket, transport }: Connection): number => socket.writableLength + queuedIn(transport)
 
 /** Resolves when the system took the whole answer, or its connection is gone. The next one on the connection
  * has its socket then, and learns when that closes. A client that takes nothing for `stallMs`, of this answer or of those before it, is cut: no
  * other clock runs while an answer is on its way. `waiting` tells what is on its way. */
 export function sent (response: Answering, { stallMs }: Pick<Limits, 'stallMs'>, clock: Clock, waiting: () => number): Promise<void> {
   return new Promise(resolve => {
-    let timer: Timer
-    let seen = { waiting: waiting(), at: clock.monotonic() }
-    const watch = (): void => {
-      timer = clock.after(Math.max(1, Math.min(stallMs / 4, seen.at + stallMs - clock.monotonic())), () => {
-        const now = clock.monotonic()
-        if (waiting() !== seen.waiting) seen = { waiting: waiting(), at: now }
-        else if (now - seen.at >= stallMs) {
-          response.destroy()
-          return
-        }
-        watch()
-      })
+    let seen: number | undefined
+    const hasMoved = (): boolean => {
+      const before = seen
+      seen = waiting()
+      return seen !== before
     }
-    watch()
+    const timer = watchForStall(clock, stallMs, hasMoved, () => { response.destroy() })
     const done = (): void => {
       timer.cancel()
       resolve()
