@@ -241,10 +241,12 @@ await t.test('a link: mail that changes all the time does not make it spin, and 
     onMail: () => { mails++ },
     onChange: () => { changes.push(link.connected) },
   })
-  await new Promise(resolve => { setTimeout(resolve, 1000) })
+  const start = performance.now()
+  await new Promise(resolve => { setTimeout(resolve, 2000) })
+  const most = 16 + (performance.now() - start) / 100
   await link.stop()
   t.strictSame(changes, [true, false], 'the second address answered')
-  t.ok(mails > 1 && mails < 15, `${mails} mails in a second`)
+  t.ok(mails > 16 && mails <= most + 1, `${mails} mails, where 16 and ten a second may be: ${most}`)
 })
 
 await t.test('addresses are raced: the first that proves to be the device wins, and the others are cut', async t => {

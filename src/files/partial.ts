@@ -17,8 +17,10 @@ export interface PartialSpec {
   readonly leaves: Uint8Array
 }
 
-/** Leaves that are made durable together, and how long the first of them waits for the others (ms). */
+/** Leaves that are made durable together, fewer of them towards the end, so that whoever completes does not wait for a whole batch; and how long the
+ * first of them waits for the others (ms). */
 const BATCH = 64
+const LAST_BATCH = 16
 const BATCH_MS = 500
 /** Leaves that are read and compared at once when an earlier download is gone on with. */
 const LANES = 3
@@ -148,20 +150,24 @@ export class PartialFile {
       const at = index * LEAF_BYTES
       const wrong = (): PatchcordError => new PatchcordError('verification', `leaf ${index} of ${this.id} is wrong: ${bytes.length === expected ? 'its bytes do not match its hash' : `${bytes.length} bytes instead of ${expected}`}`)
       if (bytes.length !== expected) throw wrong()
-      if (this.#have[index] === 0 && bytes.buffer instanceof SharedArrayBuffer && (from === undefined || this.givers.has(from))) {
-        // One turn of another thread.
-        if (!await this.#store.hashes.write(bytes, hash, this.#handle.fd, at, this.#state.markOf(index))) throw wrong()
-      } else {
+      const isShared = this.#have[index] === 0 && bytes.buffer instanceof SharedArrayBuffer
+      const isNew = from !== undefined && !this.givers.has(from)
+      if (!isShared || isNew) {
         if (!(await this.#store.hashes.hash(bytes)).equals(hash)) throw wrong()
         if (this.#have[index] === 1) return
         if (from !== undefined) await this.#name(from)
+      }
+      if (isShared) {
+        // One turn of another thread.
+        if (!await this.#store.hashes.write(bytes, hash, this.#handle.fd, at, this.#state.markOf(index))) throw wrong()
+      } else {
         await writeAt(this.#handle, bytes, at)
         await this.#state.written(index)
       }
       if (this.#have[index] === 1) return
       this.#mark(index)
       this.#unrecorded.push(index)
-      if (this.#unrecorded.length >= BATCH) this.#record()
+      if (this.#unrecorded.length >= Math.min(BATCH, Math.max(LAST_BATCH, this.#have.length - this.#haveCount))) this.#record()
       else this.#timer ??= setTimeout(() => { this.#record() }, BATCH_MS).unref()
     } finally {
       this.#writing--

@@ -1,5 +1,6 @@
 import type { IncomingMessage } from 'node:http'
 import { formatAddress, type Address } from '../core/address.js'
+import { Bucket } from '../core/bucket.js'
 import type { Clock, Timer } from '../core/clock.js'
 import { messageOf, PatchcordError } from '../core/errors.js'
 import type { DeviceId } from '../core/ids.js'
@@ -42,7 +43,10 @@ const LONGEST_WAIT_MS = 60_000
 /** Connections for files. Small ones are asked for over all of these at once, one after the other on each. The other side
  * takes 32 for each of its whitelist entries. */
 const TRANSFERS = 8
-const MAIL_PAUSE_MS = 100
+/** Mails that are read at once, and in the long run each second: an offer that is accepted, goes on and lands is several within a moment, and a peer
+ * whose mail changes all the time must not keep us spinning. */
+const MAIL_BURST = 16
+const MAILS_PER_SECOND = 10
 /** How long an address may take to prove that it is the device, and to answer. */
 const ATTEMPT_MS = 10_000
 /** How long a sign of life may take, and after how long other addresses are tried beside. */
@@ -281,6 +285,8 @@ export class PeerLink {
   }
 
   async #follow (): Promise<never> {
+    const { clock } = this.#options
+    const mails = new Bucket(MAILS_PER_SECOND, MAIL_BURST, clock.monotonic())
     let etag: string | undefined
     for (;;) {
       const answer = await askPeer(this.agent, this.device, '/mail', { signal: this.#abort.signal, silentMs: SILENT_MAIL_MS, headers: etag === undefined ? {} : { 'If-None-Match': etag } })
@@ -289,8 +295,8 @@ export class PeerLink {
       if (answer.statusCode !== 200) throw new PatchcordError('unreachable', `its mail answered ${answer.statusCode}`)
       etag = answer.headers.etag
       await this.#options.onMail(parseMail(body))
-      // A peer whose mail changes all the time must not keep us spinning.
-      await this.#sleep(etag === undefined ? FIRST_WAIT_MS : MAIL_PAUSE_MS)
+      if (etag === undefined) await this.#sleep(FIRST_WAIT_MS)
+      while (!this.#abort.signal.aborted && !mails.take(clock.monotonic())) await this.#sleep(1_000 / MAILS_PER_SECOND)
     }
   }
 
