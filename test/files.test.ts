@@ -17,6 +17,7 @@ import { PatchcordError, type ErrorCode } from '../src/core/errors.js'
 import { parseDatabaseName, type ContentId } from '../src/core/ids.js'
 import { CHUNK_BYTES } from '../src/files/buffers.js'
 import { checkLeaves, contentIdOf, EMPTY_ID, inclusionProof, LEAF_BYTES, leafCount, leafHash, leafLength, rootOf, verifyInclusion } from '../src/files/content-id.js'
+import { leafBuffer } from '../src/files/leaf-hashes.js'
 import { PartialFile } from '../src/files/partial.js'
 import { matchFails, noneMatchHits, parseRange, rangeStands, type RangeDecision } from '../src/files/range.js'
 import { FileReader } from '../src/files/reader.js'
@@ -991,6 +992,26 @@ void t.test('downloads: only right leaves are written', async t => {
   await nothing.complete()
   t.equal(await store.has(EMPTY_ID), true)
   t.strictSame([readdirSync(join(home, 'partial')), openUnder(home)], [[], []])
+})
+
+void t.test('downloads: a leaf of a large file costs what one of a small file does', async t => {
+  const store = await FileStore.open(join(t.testdir({}), 'files'))
+  t.teardown(() => store.close())
+  const leaf = leafBuffer().fill(0)
+  const hash = leafHash(leaf)
+  const costOf = async (count: number): Promise<number> => {
+    const leaves = Buffer.concat(Array.from({ length: count }, () => hash))
+    const partial = await PartialFile.create(store, { id: contentIdOf(leaves), size: count * LEAF_BYTES, leaves })
+    await partial.writeLeaf(0, leaf)
+    const start = process.cpuUsage()
+    for (let index = 1; index < 40; index++) await partial.writeLeaf(index, leaf)
+    const { user, system } = process.cpuUsage(start)
+    await partial.discard()
+    return (user + system) / 1000
+  }
+  // 128 GiB have a list of 4 MiB, which a message to a thread must not take along.
+  const [small, large] = [await costOf(40), await costOf(131_072)]
+  t.ok(large < 2 * small + 50, `${large.toFixed()} ms of CPU for 39 leaves, ${small.toFixed()} where the file is small`)
 })
 
 void t.test('downloads: what is left of one is dropped, or gone on with, never both', async t => {

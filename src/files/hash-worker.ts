@@ -47,7 +47,8 @@ function perform (task: LeafTask): { hash: Uint8Array | undefined } | { failed: 
         failed = 'to'
         if (task.to !== undefined) write(task.to, bytes, position)
       }
-      return { hash: Buffer.concat(hashes) }
+      // Memory of its own, and not of Node's pool: a message takes all that a view is of.
+      return { hash: Uint8Array.from(Buffer.concat(hashes)) }
     }
     const bytes = new Uint8Array(task.memory, task.offset, task.length)
     const hash = leafHash(bytes)
