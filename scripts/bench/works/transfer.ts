@@ -57,5 +57,5 @@ function transfer ({ name, title, files, size, unit, goal, rounds }: Plan): Prep
 
 const sum = (pids: readonly number[]): number => pids.reduce((total, pid) => total + cpuSeconds(pid), 0)
 
-export const oneLarge = transfer({ name: 'transfer', title: 'one file of 1 GiB from a folder here to a folder there, verified, import included', files: 1, size: 1024 * MIB, unit: 'MiB/s', goal: { of: 'syncthing', ratio: 2.5, floor: 1.6 }, rounds: 3 })
+export const oneLarge = transfer({ name: 'transfer', title: 'one file of 1 GiB from a folder here to a folder there, verified, import included', files: 1, size: 1024 * MIB, unit: 'MiB/s', goal: { of: 'syncthing', ratio: 2.5, floor: 1.6 }, rounds: 5 })
 export const manySmall = transfer({ name: 'small-files', title: '5,000 files of 4 KiB from a folder here to a folder there', files: 5_000, size: 4096, unit: 'files/s', goal: { of: 'syncthing', ratio: 6, floor: 4 }, rounds: 3 })
