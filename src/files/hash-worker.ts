@@ -1,7 +1,7 @@
 import { readSync, writeSync } from 'node:fs'
 import { parentPort } from 'node:worker_threads'
 import { systemCode } from '../core/errors.js'
-import { LEAF_BYTES, leafHash } from './content-id.js'
+import { HASH_BYTES, LEAF_BYTES, leafHash } from './content-id.js'
 
 // One thread of `LeafHashes`: hashes a leaf, and where that is asked moves it from or to a file too, while it is still
 // in the cache of the core. Started by leaf-hashes.ts alone.
@@ -37,18 +37,18 @@ function perform (task: LeafTask): { hash: Uint8Array | undefined } | { failed: 
   try {
     if (task.kind === 'copy') {
       own ??= Buffer.allocUnsafeSlow(LEAF_BYTES)
-      const hashes: Buffer[] = []
+      // Not in Node's pool: a message takes all the memory that a view is of.
+      const hashes = new Uint8Array(Math.ceil(task.length / LEAF_BYTES) * HASH_BYTES)
       for (let at = 0; at < task.length; at += LEAF_BYTES) {
         const bytes = own.subarray(0, Math.min(LEAF_BYTES, task.length - at))
         const position = task.position + at
         failed = 'from'
         if (read(task.from, bytes, position) < bytes.length) return { hash: undefined }
-        hashes.push(leafHash(bytes))
+        hashes.set(leafHash(bytes), at / LEAF_BYTES * HASH_BYTES)
         failed = 'to'
         if (task.to !== undefined) write(task.to, bytes, position)
       }
-      // Memory of its own, and not of Node's pool: a message takes all that a view is of.
-      return { hash: Uint8Array.from(Buffer.concat(hashes)) }
+      return { hash: hashes }
     }
     const bytes = new Uint8Array(task.memory, task.offset, task.length)
     const hash = leafHash(bytes)

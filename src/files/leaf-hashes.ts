@@ -43,9 +43,8 @@ export class LeafHashes {
    * Throws `disk-full` and the like. */
   async write (bytes: Uint8Array, expected: Uint8Array, to: number, position: number, mark: Mark): Promise<boolean> {
     if (!(bytes.buffer instanceof SharedArrayBuffer)) throw new TypeError('only shared memory can be written by another thread')
-    // A message takes all the memory that a view is of, and this one is of the whole list.
-    const own = Uint8Array.from(expected)
-    const { hash } = succeeded(await this.#threads.ask({ kind: 'write', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length, expected: own, to, position, mark }), 'the file store')
+    // A message takes all the memory that a view is of, and `expected` is one of a whole list.
+    const { hash } = succeeded(await this.#threads.ask({ kind: 'write', memory: bytes.buffer, offset: bytes.byteOffset, length: bytes.length, expected: new Uint8Array(expected), to, position, mark }), 'the file store')
     return hash !== undefined && Buffer.from(hash).equals(expected)
   }
 

@@ -126,6 +126,8 @@ export class PartialFile {
   /** Whether the size is proven: the last leaf is here, and it has the length that the size gives it. */
   get isSizeProven (): boolean { return this.#have.at(-1) === 1 }
 
+  get #missingCount (): number { return this.#have.length - this.#haveCount }
+
   /** Bytes that have been written and verified. */
   get bytes (): number {
     const last = this.#have.length - 1
@@ -152,6 +154,7 @@ export class PartialFile {
       if (bytes.length !== expected) throw wrong()
       const isShared = this.#have[index] === 0 && bytes.buffer instanceof SharedArrayBuffer
       const isNew = from !== undefined && !this.givers.has(from)
+      // Only a right leaf names who gave it; hashing the first ones twice costs less than writing them from here.
       if (!isShared || isNew) {
         if (!(await this.#store.hashes.hash(bytes)).equals(hash)) throw wrong()
         if (this.#have[index] === 1) return
@@ -167,7 +170,7 @@ export class PartialFile {
       if (this.#have[index] === 1) return
       this.#mark(index)
       this.#unrecorded.push(index)
-      if (this.#unrecorded.length >= Math.min(BATCH, Math.max(LAST_BATCH, this.#have.length - this.#haveCount))) this.#record()
+      if (this.#unrecorded.length >= Math.min(BATCH, Math.max(LAST_BATCH, this.#missingCount))) this.#record()
       else this.#timer ??= setTimeout(() => { this.#record() }, BATCH_MS).unref()
     } finally {
       this.#writing--
@@ -178,7 +181,7 @@ export class PartialFile {
    * where leaves are missing (it can then go on), `disk-full` and the like (it is then over, and nothing is left). */
   async complete (isAside = false): Promise<boolean> {
     if (this.#over) throw new PatchcordError('stopped', `the download of ${this.id} is over`)
-    const missing = this.#have.length - this.#haveCount
+    const missing = this.#missingCount
     if (missing > 0 || this.#writing > 0) throw new PatchcordError('verification', `${missing} of ${this.#have.length} leaves of ${this.id} are missing`, { hint: 'fetch them first' })
     await this.#end()
     try {

@@ -67,6 +67,8 @@ export class PeerLink {
   readonly #abort = new AbortController()
   /** How often each address failed since it last answered. */
   readonly #failures = new Map<string, number>()
+  /** Of the link and not of a connection: whoever is reached anew does not begin with a full one. */
+  readonly #mails: Bucket
   readonly #done: Promise<void>
   #address: Address | undefined
   #since: number | undefined
@@ -80,6 +82,7 @@ export class PeerLink {
   constructor (options: PeerLinkOptions) {
     this.device = options.device
     this.#options = options
+    this.#mails = new Bucket(MAILS_PER_SECOND, MAIL_BURST, options.clock.monotonic())
     const peer = { device: options.device, credentials: options.credentials, address: () => this.#address, clock: options.clock }
     this.#agent = new PeerAgent(peer)
     this.transfers = bytePool(peer, TRANSFERS)
@@ -286,7 +289,6 @@ export class PeerLink {
 
   async #follow (): Promise<never> {
     const { clock } = this.#options
-    const mails = new Bucket(MAILS_PER_SECOND, MAIL_BURST, clock.monotonic())
     let etag: string | undefined
     for (;;) {
       const answer = await askPeer(this.agent, this.device, '/mail', { signal: this.#abort.signal, silentMs: SILENT_MAIL_MS, headers: etag === undefined ? {} : { 'If-None-Match': etag } })
@@ -296,7 +298,7 @@ export class PeerLink {
       etag = answer.headers.etag
       await this.#options.onMail(parseMail(body))
       if (etag === undefined) await this.#sleep(FIRST_WAIT_MS)
-      while (!this.#abort.signal.aborted && !mails.take(clock.monotonic())) await this.#sleep(1_000 / MAILS_PER_SECOND)
+      while (!this.#abort.signal.aborted && !this.#mails.take(clock.monotonic())) await this.#sleep(1_000 / MAILS_PER_SECOND)
     }
   }
 
