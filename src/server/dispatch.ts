@@ -115,8 +115,9 @@ export class Dispatch {
   /** Resolves when the next one on the connection may be answered. */
   async #serve (connection: Connection, asked: Asked): Promise<void> {
     const { response } = asked
-    // Without a socket it cannot be answered: the answer before it ended the connection.
-    if (!connection.refused && !response.destroyed && response.socket !== null) return await this.#serveInTurn(connection, asked)
+    // Without a socket it cannot be answered: the answer before it ended the connection, or its client is gone, which an answer of
+    // Node's learns a moment late.
+    if (!connection.refused && !connection.socket.destroyed && !response.destroyed && response.socket !== null) return await this.#serveInTurn(connection, asked)
     response.destroy()
     this.#ended(connection)
   }
