@@ -10,6 +10,10 @@ const GATHERED_BYTES = 8_192
 const PAUSE_MS = 100
 const MOST_KEPT = 4 * 1024 * 1024
 
+/** Those with lines that nobody writes yet. */
+const unwritten = new Set<LogSink>()
+process.on('exit', () => { for (const sink of unwritten) sink.end() })
+
 /**
  * Where log lines go: a descriptor, without ever waiting for who reads it, and several lines in one write.
  *
@@ -28,7 +32,6 @@ export class LogSink {
 
   constructor (descriptor: number) {
     this.#descriptor = descriptor
-    process.on('exit', () => { this.#end() })
   }
 
   write (line: string): void {
@@ -38,6 +41,7 @@ export class LogSink {
       return
     }
     this.#text += line
+    unwritten.add(this)
     if (this.#isWriting) return
     if (this.#text.length >= GATHERED_BYTES) this.#flush()
     else this.#timer ??= setTimeout(() => { this.#flush() }, GATHERED_MS).unref()
@@ -50,6 +54,7 @@ export class LogSink {
     this.#lost = 0
     this.#writing = Buffer.from(this.#text)
     this.#text = ''
+    unwritten.delete(this)
     this.#isWriting = true
     this.#write()
   }
@@ -60,6 +65,7 @@ export class LogSink {
       else if (!isBusy(error)) {
         this.#isBroken = true
         this.#text = ''
+        unwritten.delete(this)
         return
       }
       if (error !== null) setTimeout(() => { this.#write() }, PAUSE_MS).unref()
@@ -71,9 +77,8 @@ export class LogSink {
     })
   }
 
-  /** The last lines, once. What a thread still writes is its own. */
-  #end (): void {
-    if (this.#isBroken || this.#text === '') return
+  /** The process ends: writes the last lines, once. What a thread still writes is its own. */
+  end (): void {
     try {
       writeSync(this.#descriptor, this.#text)
     } catch {
