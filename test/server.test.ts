@@ -128,6 +128,16 @@ await t.test('the handshake gives nothing away and nothing up', async t => {
   }
   first.end()
 
+  const [aes128, chacha, aes256] = ['TLS_AES_128_GCM_SHA256', 'TLS_CHACHA20_POLY1305_SHA256', 'TLS_AES_256_GCM_SHA384']
+  for (const [offered, chosen] of [[undefined, aes128], [`${aes256}:${chacha}:${aes128}`, aes128], [`${chacha}:${aes256}:${aes128}`, chacha], [aes256, aes256]] as const) {
+    const client = new Client(port, laptop, offered === undefined ? {} : { ciphers: offered })
+    client.write(get('/'))
+    t.ok(await client.answers(1))
+    t.equal(client.socket.getCipher().name, chosen, `of ${offered ?? 'what Node offers'}`)
+    client.end()
+  }
+  await failed('a suite with a short tag', new Client(port, laptop, { ciphers: 'TLS_AES_128_CCM_8_SHA256' }))
+
   const openssl = spawn('openssl', ['s_client', '-connect', `[::1]:${port}`, '-tls1_3', '-alpn', 'http/1.1'], { stdio: ['pipe', 'pipe', 'pipe'] })
   let said = ''
   openssl.stdout.on('data', (chunk: Buffer) => { said += chunk.toString() })

@@ -127,8 +127,13 @@ function endsOf ({ remoteAddress, remotePort, localAddress, localPort }: Socket)
   return `${remoteAddress} ${remotePort} ${localAddress} ${localPort}`
 }
 
+/** All suites of RFC 8446 that OpenSSL offers. First the one that it makes mandatory: 128 bits are the strength of the P-256 keys as
+ * well, and it has 10 rounds where AES-256, OpenSSL's first, has 14. A client that puts ChaCha20 first, as those without AES in their
+ * processor do, gets that. */
+const SUITES = 'TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384'
+
 /** OpenSSL still sends two tickets of its own under SSL_OP_NO_TICKET; they name a session in a cache that
  * does not exist, so nothing ever resumes. */
 function secureContext (key: string, cert: string): Parameters<TlsServer['setSecureContext']>[0] & { ca: string[] } {
-  return { key, cert, ca: [], minVersion: 'TLSv1.3', maxVersion: 'TLSv1.3', secureOptions: constants.SSL_OP_NO_TICKET }
+  return { key, cert, ca: [], minVersion: 'TLSv1.3', maxVersion: 'TLSv1.3', ciphers: SUITES, secureOptions: constants.SSL_OP_NO_TICKET | constants.SSL_OP_PRIORITIZE_CHACHA }
 }
