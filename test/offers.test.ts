@@ -15,6 +15,7 @@ import { contentIdOf, LEAF_BYTES, leafHash } from '../src/files/content-id.js'
 import { FileStore } from '../src/files/store.js'
 import type { InboxOffer } from '../src/control/operations.js'
 import { Lab } from '../src/testing.js'
+import { recordLog } from './fixtures/server-world.js'
 
 await t.test('safe names: a table, then anything', t => {
   for (const [name, safe] of [
@@ -416,10 +417,9 @@ await t.test('offers that lie: a list that is a large file of the receiver\'s ow
   const { store, offers } = friend.agent
   writeFileSync(join(home, 'own'), randomBytes(3 * LEAF_BYTES))
   const own = await store.add(join(home, 'own'))
-  store.read = () => { throw new Error('it is read') }
   const device = laptop.agent.keystore.identity.device
   await offers.mailCame(device, { answers: [], offers: [{ offer: 'abababab', list: own.id, size: 100, files: 1, bytes: 1 }] })
-  await t.rejects(friend.call('inbox-accept', { offer: 'abababab', to: home }), { code: 'verification', message: 'the list of the offer is a file of another size' })
+  await t.rejects(friend.call('inbox-accept', { offer: 'abababab', to: home }), { code: 'not-found' }, 'which is not read')
 
   const many = Array.from({ length: 45_000 }, (_, n) => ({ path: [`${n}`], size: 1, id: own.id }))
   const made = await Promise.allSettled(Array.from({ length: 3 }, () => laptop.agent.offers.offer(friend.agent.keystore.identity.device, { files: many })))
@@ -435,6 +435,56 @@ await t.test('offers that lie: a list that is a large file of the receiver\'s ow
   }
   t.match((await open('a (2)')).now.received, [{ landing: [{ as: 'a (2)' }] }])
   for (const as of ['', '.', '..', '../a', '/etc', 'a/b', 'a\0']) await t.rejects(open(as), { code: 'bad-state', message: /offers\.json: received\.0\.landing\.0\.as must be a name, without folders/ }, as)
+})
+
+await t.test('whether a file is here, nobody learns who offers it: it is asked of them all the same; an own device may know', async t => {
+  const log = recordLog()
+  const lab = await Lab.start({ logger: log.logger })
+  t.teardown(() => lab.stop())
+  const [laptop, friend, desk] = [await lab.device({ user: 'u1', name: 'laptop' }), await lab.device({ user: 'u2', name: 'friend' }), await lab.device({ user: 'u1', name: 'desk' })]
+  await lab.pair(laptop, friend)
+  await lab.pair(laptop, desk)
+  const folder = t.testdir({ to: {} })
+  const to = join(folder, 'to')
+  writeFileSync(join(folder, 'film'), randomBytes(2 * LEAF_BYTES + 5))
+  writeFileSync(join(folder, 'note'), 'a note')
+  const [film, note] = [await laptop.agent.store.add(join(folder, 'film')), await laptop.agent.store.add(join(folder, 'note'))]
+  const unknown = parseContentId('a'.repeat(52))
+  const sender = friend.agent.keystore.identity.device
+  const receiver = laptop.agent.keystore.identity.device
+  /** What the server of `sender` answered of `id` since `from`: statuses, and bytes in all. */
+  const asked = (from: number, id: string): { statuses: unknown[], bytes: number } => {
+    const lines = log.requests().slice(from).filter(({ device, action }) => device === receiver && String(action).endsWith(` ${id}`))
+    return { statuses: [...new Set(lines.map(({ status }) => status))], bytes: lines.reduce((sum, { bytes }) => sum + Number(bytes), 0) }
+  }
+
+  // As a list, and in one.
+  for (const { id, size } of [film, note, { id: unknown, size: note.size }]) {
+    const from = log.requests().length
+    const name = `${id.slice(0, 8)}`
+    await laptop.agent.offers.mailCame(sender, { answers: [], offers: [{ offer: name, list: id, size, files: 1, bytes: 1 }] })
+    await t.rejects(laptop.call('inbox-accept', { offer: name, to }), { code: 'not-found', message: `device ${sender} does not have it, or does not share it with this device` })
+    t.strictSame(asked(from, id).statuses, [404], 'the one that is here like the one that nobody has')
+    const { offer } = await friend.agent.offers.offer(receiver, { files: [{ path: ['x'], size, id }] })
+    await lab.until('the offer', () => laptop.agent.offers.received.some(one => one.offer === offer))
+    const before = log.requests().length
+    await t.rejects(laptop.call('inbox-accept', { offer, to }), { code: 'not-found' })
+    t.strictSame(asked(before, id).statuses, [404])
+    t.not(friend.agent.offers.sent.find(one => one.offer === offer)?.answer, 'done')
+    await friend.call('outbox-withdraw', { offer })
+  }
+
+  // Whoever has it gives it once more.
+  for (const [device, paths, bytes] of [[friend, ['film', 'note'], film.size + note.size], [desk, ['film', 'note'], 0]] as const) {
+    const from = log.requests().length
+    await laptop.call('inbox-rule', { device: device === friend ? 'friend' : 'desk', rule: 'accept', to })
+    t.match(await device.call('send', { device: 'laptop', paths: paths.map(path => join(folder, path)) }), { answer: 'done' })
+    t.ok(asked(from, film.id).bytes + asked(from, note.id).bytes >= bytes)
+    if (bytes === 0) t.strictSame([asked(from, film.id), asked(from, note.id)], [{ statuses: [], bytes: 0 }, { statuses: [], bytes: 0 }])
+  }
+  t.strictSame(readdirSync(to).toSorted(), ['film', 'film (2)', 'note', 'note (2)'])
+  await lab.until('nothing being left aside', async () => (await laptop.agent.store.asides.all()).length === 0)
+  t.equal(await laptop.agent.store.has(film.id), true)
 })
 
 await t.test('what was accepted and did not land is tried again by itself, and nothing is there twice; a service that stopped tries nothing', async t => {

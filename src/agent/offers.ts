@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { setMaxListeners } from 'node:events'
+import { readFile } from 'node:fs/promises'
 import type { Timer } from '../core/clock.js'
 import { messageOf, PatchcordError, type ErrorCode } from '../core/errors.js'
 import type { ContentId, DeviceId } from '../core/ids.js'
@@ -149,17 +150,18 @@ export class Offers {
     return sent
   }
 
-  /** What an offer has, from the list that the sender lent. Where that is not here, a sender who is away is waited for, some seconds, if `isPatient`. */
+  /** What an offer has, from the list that the sender lent, which lies aside as long as the offer stands. Where that is not here, a sender
+   * who is away is waited for, some seconds, if `isPatient`. */
   async list ({ device, list, size, files, bytes }: ReceivedOffer, signal?: AbortSignal, isPatient = true): Promise<Required<OfferedList>> {
-    const { store } = this.#agent
+    const { store, peers } = this.#agent
     if (size > MOST_LIST_BYTES) throw new PatchcordError('too-large', 'the list of the offer is too long')
-    // Whoever offers may call any file of this device's own the list, of whatever size.
-    if (await store.has(list) && !(await store.having([{ id: list, size }])).has(list)) throw new PatchcordError('verification', 'the list of the offer is a file of another size', { hint: 'ask who sent it' })
-    if (!isPatient && this.#agent.peers.peer(device)?.link.connected !== true && !await store.has(list)) throw new PatchcordError('unreachable', 'who sent the offer is not connected')
-    await this.#fetch(device, list, size, undefined, signal)
-    const chunks: Buffer[] = []
-    for await (const chunk of store.read(list) as AsyncIterable<Buffer>) chunks.push(chunk)
-    const listed = await parseList(Buffer.concat(chunks).toString('utf8'))
+    if (!isPatient && peers.peer(device)?.link.connected !== true && !await store.asides.has(list, size)) throw new PatchcordError('unreachable', 'who sent the offer is not connected')
+    // Whoever looks into the inbox does not wait for room.
+    const full = new AbortController()
+    const isAside = await this.#fetch(device, list, size, new Set([list]), signal === undefined ? full.signal : AbortSignal.any([signal, full.signal]), event => {
+      if (event.event === 'paused') full.abort(new PatchcordError('disk-full', 'no room is left on the disk for the list of the offer'))
+    })
+    const listed = await parseList(await readFile(isAside ? store.asides.path(list) : store.path(list), 'utf8'))
     // The person may have been shown what the mail said alone.
     if (listed.files.length !== files || sumOf(listed.files) !== bytes) throw new PatchcordError('verification', 'the list of the offer has other files than the offer said', { hint: 'ask who sent it' })
     return listed
@@ -214,7 +216,8 @@ export class Offers {
       await this.#set(offer.offer, one => ({ ...goesOn ? one : anew, state: 'accepted', to }))
       onEvent({ event: 'accepted', offer: offer.offer })
       const before = new Set(await this.#agent.store.asides.all())
-      const stored = await this.#agent.store.having(files)
+      // Somebody else would learn from what is not asked of them what is here: they may offer what they do not have.
+      const stored = this.#agent.book.known.get(offer.device)?.relation === 'own' ? await this.#agent.store.having(files) : new Set<ContentId>()
       const total = sumOf(files)
       const { clock, logger } = this.#agent
       const arrivals = fetching.arrivals = new Arrivals(total, {
@@ -253,7 +256,10 @@ export class Offers {
       return { files: files.length, folders: list.folders.length, bytes: total, landed }
     } catch (error) {
       // Its sender took it back.
-      if (error instanceof PatchcordError && error.code === 'not-found' && this.#standing.get(offer.device)?.has(offer.offer) === false) await this.#book.change(state => ({ ...state, received: state.received.filter(one => one.offer !== offer.offer) }))
+      if (error instanceof PatchcordError && error.code === 'not-found' && this.#standing.get(offer.device)?.has(offer.offer) === false) {
+        await this.#book.change(state => ({ ...state, received: state.received.filter(one => one.offer !== offer.offer) }))
+        await this.#forgot([offer])
+      }
       // Who ended it wants to go on when the device is heard of next, and not by itself.
       if (given?.aborted !== true && !(error instanceof PatchcordError && NOT_AGAIN.has(error.code))) this.#again(offer.device)
       throw error
@@ -293,7 +299,9 @@ export class Offers {
         if (one.answer !== this.sent.find(({ offer }) => offer === one.offer)?.answer) this.#agent.emit({ event: 'offer-answered', offer: one.offer, device, answer: one.answer })
       }
       const open = sent.filter(isOpen)
+      const over = this.received.filter(one => !received.includes(one))
       await this.#book.change(state => ({ ...state, sent: open, received: [...received, ...fresh] }))
+      await this.#forgot(over)
       if (open.length < sent.length) this.flush(0)
     }
     for (const one of fresh) this.#agent.emit({ event: 'offer', offer: one.offer, device, files: one.files, bytes: one.bytes })
@@ -325,21 +333,21 @@ export class Offers {
     }))
   }
 
-  /** Fetches a file; whether it lies aside, and not in the store. Aside is where it goes where `before` says what lay there
-   * before, and whoever asks knows that the store does not have it. */
-  async #fetch (device: DeviceId, id: ContentId, size: number, before: ReadonlySet<ContentId> | undefined, signal?: AbortSignal, onEvent: (event: DownloadEvent) => void = () => undefined): Promise<boolean> {
+  /** Fetches a file from this device alone, to lie aside; false where somebody wants it in the store as well, where it is then. What `before` says lay
+   * there before is not fetched again. */
+  async #fetch (device: DeviceId, id: ContentId, size: number, before: ReadonlySet<ContentId>, signal: AbortSignal, onEvent: (event: DownloadEvent) => void): Promise<boolean> {
     const { store, peers, downloads } = this.#agent
-    if (before === undefined && await store.has(id)) return false
-    if (before?.has(id) === true && await store.asides.has(id, size)) return true
+    if (before.has(id) && await store.asides.has(id, size)) return true
     const sources = (): ReturnType<typeof sourceOf>[] => {
       const peer = peers.peer(device)
       return peer?.link.connected === true ? [sourceOf(peer)] : []
     }
-    if (before !== undefined) return (await downloads.fetch(id, { size, sources, onEvent, isAside: () => true, ...signal === undefined ? {} : { signal } })).isAside
-    // Whoever looks into the inbox does not wait for room.
-    const full = new AbortController()
-    const ends = (event: DownloadEvent): void => { if (event.event === 'paused') full.abort(new PatchcordError('disk-full', 'no room is left on the disk for the list of the offer')) }
-    return (await downloads.fetch(id, { size, sources, onEvent: ends, signal: signal === undefined ? full.signal : AbortSignal.any([signal, full.signal]) })).isAside
+    return (await downloads.fetch(id, { size, sources, onEvent, isAside: () => true, signal })).isAside
+  }
+
+  /** The lists of offers that are over lie aside no longer. */
+  async #forgot (over: readonly ReceivedOffer[]): Promise<void> {
+    for (const { list } of over) if (!this.#landing.has(list) && !this.received.some(one => one.list === list)) await this.#agent.store.asides.drop(list)
   }
 
   async #set (offer: string, change: (one: ReceivedOffer) => ReceivedOffer): Promise<void> {

@@ -137,17 +137,15 @@ export function upkeepOperations (agent: Agent): Pick<OperationTable, 'verify' |
   }
 }
 
-/** The files that are lent, and the lists of what is offered to this device: now, whenever it is asked. It is asked for each of many files, and
- * works them out where the offers are others than before; what of them only ran out meanwhile is in it still. */
+/** The files that are lent, and the lists of those: now, whenever it is asked. It is asked for each of many files, and works them out where the
+ * offers are others than before; what of them only ran out meanwhile is in it still. */
 function offeredFiles (offers: Offers): () => ReadonlySet<ContentId> {
   let sent: Offers['sent'] | undefined
-  let received: Offers['received'] | undefined
   let files = new Set<ContentId>()
   return () => {
-    if (sent !== offers.sent || received !== offers.received) {
+    if (sent !== offers.sent) {
       sent = offers.sent
-      received = offers.received
-      files = new Set([...offers.lent().flatMap(one => one.files), ...received.map(({ list }) => list)])
+      files = new Set(offers.lent().flatMap(one => one.files))
     }
     return files
   }
