@@ -394,7 +394,8 @@ await t.test('what was sent is taken back: before it is seen, seen, and while it
   await laptop.call('outbox-withdraw', { offer: stuck.offer })
   await t.rejects(accepting)
   await lab.until('its being forgotten', () => theirs.received.length === 0)
-  t.strictSame([theirs.isBusy, readdirSync(join(folder, 'to'))], [false, []])
+  await lab.until('its end', () => !theirs.isBusy)
+  t.strictSame(readdirSync(join(folder, 'to')), [])
   await friend.call('gc', { remove: true })
 
   // Nobody who looks waits for the list of who is away.
@@ -406,6 +407,27 @@ await t.test('what was sent is taken back: before it is seen, seen, and while it
   t.match(await friend.call('inbox', {}, one => { seen.push(one) }), { offers: 1 })
   t.ok(performance.now() - began < 5_000)
   t.match(seen, [{ count: 1, files: undefined }])
+
+  // Nor for each list of one who is slow.
+  await lab.heal(laptop, friend)
+  for (let n = 0; n < 5; n++) await ours.offer(to, { files: [{ path: ['slow'], size: n, id: gone }] })
+  await lab.until('the offers', () => theirs.received.length === 6)
+  await lab.slow(laptop, friend, 1)
+  let asked = 0
+  const list = theirs.list.bind(theirs)
+  theirs.list = async (...all) => {
+    asked += 1
+    return await list(...all)
+  }
+  const slow: InboxOffer[] = []
+  const looking = friend.call('inbox', {}, one => { slow.push(one) })
+  await lab.until('the inbox', () => {
+    lab.clock.advance(500)
+    return slow.length === 6
+  })
+  t.match(await looking, { offers: 6 })
+  t.equal(asked, 1)
+  await lab.cut(laptop, friend)
 })
 
 await t.test('offers that lie: a list that is a large file of the receiver\'s own, room that others take meanwhile, a note that leads elsewhere', async t => {

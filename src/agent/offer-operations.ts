@@ -9,6 +9,9 @@ import type { SentOffer } from './offer-book.js'
 import type { OfferedFile, OfferedPath } from './offer-list.js'
 import { ProgressMeter, sizesBelow } from './local-progress.js'
 
+/** How long whoever looks into the inbox waits for the list of an offer (ms). */
+const LIST_MS = 5_000
+
 /** Files handed to one device, and what others hand to this one. */
 export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'outbox' | 'outbox-withdraw' | 'inbox' | 'inbox-accept' | 'inbox-refuse' | 'inbox-rule'> {
   const { book, store } = agent
@@ -82,8 +85,15 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'o
     },
 
     inbox: async (_args, emit, signal) => {
+      // Who is slow to give one list is not asked for the others.
+      const slow = new Set<string>()
       for (const one of agent.offers.received) {
-        const list = one.state === 'offered' ? await agent.offers.list(one, signal, false).catch(() => undefined) : undefined
+        const late = new AbortController()
+        const timer = agent.clock.after(LIST_MS, () => { late.abort(new PatchcordError('unreachable', 'the list of the offer did not come in time')) })
+        const list = one.state === 'offered' && !slow.has(one.device) ? await agent.offers.list(one, AbortSignal.any([signal, late.signal]), false).catch(() => undefined) : undefined
+        timer.cancel()
+        if (late.signal.aborted) slow.add(one.device)
+        signal.throwIfAborted()
         emit({ event: 'offer', offer: one.offer, device: one.device, name: nameOf(one.device), state: one.state, count: one.files, bytes: one.bytes, ...list === undefined ? {} : { files: list.files.map(({ path, size, id }) => ({ path: path.join('/'), size, id })), folders: list.folders.map(path => path.join('/')) } })
       }
       return { offers: agent.offers.received.length }

@@ -85,11 +85,16 @@ export class Relay {
 
   #throttle (): Transform {
     const rate = this.#bytesPerSecond
+    let timer: NodeJS.Timeout | undefined
     return new Transform({
       transform: (chunk: Buffer, _encoding, done) => {
         this.bytes += chunk.length
         if (rate === Infinity) done(null, chunk)
-        else setTimeout(() => { done(null, chunk) }, chunk.length / rate * 1000)
+        else timer = setTimeout(() => { done(null, chunk) }, chunk.length / rate * 1000)
+      },
+      destroy: (error, done) => {
+        clearTimeout(timer)
+        done(error)
       },
     })
   }
