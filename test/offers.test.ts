@@ -543,8 +543,24 @@ await t.test('what was accepted and did not land is tried again by itself, and n
     rmSync(to, { recursive: true })
     writeFileSync(to, 'in the way')
   }), { code: 'unreadable', message: `${to} is not a folder` })
+  // Each time after twice as long.
+  const attempts: number[] = []
+  const list = agent.offers.list.bind(agent.offers)
+  agent.offers.list = async (...all) => {
+    attempts.push(lab.clock.monotonic())
+    return await list(...all)
+  }
+  await lab.until('four attempts', () => {
+    lab.clock.advance(4_000)
+    return attempts.length === 4
+  })
+  const waited = attempts.slice(1).map((at, n) => at - attempts[n]!)
+  t.ok(waited.every((ms, n) => n === 0 || ms > 1.8 * waited[n - 1]!), waited.join(' '))
   rmSync(to)
-  await lab.until('another attempt', landed(first))
+  await lab.until('another attempt', () => {
+    lab.clock.advance(3_000)
+    return landed(first)()
+  })
   t.strictSame(readdirSync(to), ['holiday'])
 
   // Half-way: by itself, and when it is said once more.
@@ -573,7 +589,7 @@ await t.test('what was accepted and did not land is tried again by itself, and n
   await Promise.all([laptop.stop(), friend.stop()])
   for (const store of stores) {
     store.flush = () => Promise.resolve(asked.push('flush')).then(() => undefined)
-    store.has = () => Promise.resolve(asked.push('has') < 0)
+    store.asides.has = () => Promise.resolve(asked.push('has') < 0)
   }
   lab.clock.advance(60_000)
   await new Promise(resolve => { setImmediate(resolve) })

@@ -27,8 +27,10 @@ const STANDS_MS = 7 * 24 * 3_600_000
  * the disk together. */
 const AT_ONCE = 64
 const LARGE_COUNTS = 4
-/** When an offer that was accepted and did not come or land is tried again (ms): the folder or the disk may be in order by then. */
+/** When an offer that was accepted and did not come or land is tried again (ms): the folder or the disk may be in order by then. Where it is
+ * not, after twice the time, and so on. */
 const RETRY_MS = 30_000
+const LONGEST_RETRY_MS = 1_800_000
 /** What will be said again. */
 const NOT_AGAIN: ReadonlySet<ErrorCode> = new Set<ErrorCode>(['verification', 'refused', 'stopped', 'too-large', 'not-found'])
 /** How long files that are lent may stay off the disk while they are fetched (ms): both ends may share it. */
@@ -51,6 +53,8 @@ export class Offers {
   #flushing: Timer | undefined
   /** When what failed of a device is tried again. */
   readonly #retries = new Map<DeviceId, Timer>()
+  /** After how long, the next time, where it is not the first. */
+  readonly #waits = new Map<DeviceId, number>()
   /** What a device offered in its newest mail. */
   readonly #standing = new Map<DeviceId, ReadonlySet<string>>()
   #isStopping = false
@@ -252,6 +256,7 @@ export class Offers {
       })
       // Only now: should this process die before, they are not fetched again.
       await Promise.all([...asides].filter(id => this.#landing.get(id) === 1).map(id => this.#agent.store.asides.drop(id)))
+      this.#waits.delete(offer.device)
       this.#agent.emit({ event: 'received', offer: offer.offer, device: offer.device, landed })
       return { files: files.length, folders: list.folders.length, bytes: total, landed }
     } catch (error) {
@@ -327,7 +332,9 @@ export class Offers {
   #again (device: DeviceId): void {
     const { clock, logger, peers } = this.#agent
     if (this.#isStopping || this.#retries.has(device) || peers.peer(device)?.link.connected !== true) return
-    this.#retries.set(device, clock.after(RETRY_MS, () => {
+    const wait = this.#waits.get(device) ?? RETRY_MS
+    this.#waits.set(device, Math.min(2 * wait, LONGEST_RETRY_MS))
+    this.#retries.set(device, clock.after(wait, () => {
       this.#retries.delete(device)
       this.#goOn(device).catch((error: unknown) => { logger.warn({ device, reason: messageOf(error) }, 'what was accepted is not gone on with') })
     }))
