@@ -219,9 +219,10 @@ export class Offers {
       const goesOn = offer.to === to && tops !== undefined
       await this.#set(offer.offer, one => ({ ...goesOn ? one : anew, state: 'accepted', to }))
       onEvent({ event: 'accepted', offer: offer.offer })
-      const before = new Set(await this.#agent.store.asides.all())
       // Somebody else would learn from what is not asked of them what is here: they may offer what they do not have.
-      const stored = this.#agent.book.known.get(offer.device)?.relation === 'own' ? await this.#agent.store.having(files) : new Set<ContentId>()
+      const isOwn = this.#agent.book.known.get(offer.device)?.relation === 'own'
+      const stored = isOwn ? await this.#agent.store.having(files) : new Set<ContentId>()
+      const before = new Set(isOwn || offer.state === 'accepted' ? await this.#agent.store.asides.all() : [])
       const total = sumOf(files)
       const { clock, logger } = this.#agent
       const arrivals = fetching.arrivals = new Arrivals(total, {
