@@ -169,7 +169,7 @@ export class Agent {
       folder: this.home.root,
       couch: () => this.#couch.client,
       settings,
-      isOwn: device => book.known.get(device)?.relation === 'own',
+      isOwn: device => book.isOwn(device),
       received: device => this.peers.peer(device)?.received() ?? [],
     })
     this.life = new TrustLife({

@@ -5,8 +5,8 @@ import { Rate } from '../sync/rate.js'
 import type { Agent } from './agent.js'
 import { absolutePath, readArguments, text } from './arguments.js'
 import { gather } from './gather.js'
-import type { SentOffer } from './offer-book.js'
-import type { OfferedFile, OfferedPath } from './offer-list.js'
+import type { ReceivedOffer, SentOffer } from './offer-book.js'
+import type { OfferedFile, OfferedList, OfferedPath } from './offer-list.js'
 import { ProgressMeter, sizesBelow } from './local-progress.js'
 
 /** How long whoever looks into the inbox waits for the list of an offer (ms). */
@@ -87,12 +87,24 @@ export function offerOperations (agent: Agent): Pick<OperationTable, 'send' | 'o
     inbox: async (_args, emit, signal) => {
       // Who is slow to give one list is not asked for the others.
       const slow = new Set<string>()
-      for (const one of agent.offers.received) {
+      const listOf = async (one: ReceivedOffer): Promise<Required<OfferedList> | undefined> => {
+        if (one.state !== 'offered' || slow.has(one.device)) return undefined
         const late = new AbortController()
-        const timer = agent.clock.after(LIST_MS, () => { late.abort(new PatchcordError('unreachable', 'the list of the offer did not come in time')) })
-        const list = one.state === 'offered' && !slow.has(one.device) ? await agent.offers.list(one, AbortSignal.any([signal, late.signal]), false).catch(() => undefined) : undefined
-        timer.cancel()
-        if (late.signal.aborted) slow.add(one.device)
+        const timer = agent.clock.after(LIST_MS, () => {
+          slow.add(one.device)
+          late.abort()
+        })
+        try {
+          return await agent.offers.list(one, AbortSignal.any([signal, late.signal]), false)
+        } catch {
+          // What there is of the offer is told all the same.
+          return undefined
+        } finally {
+          timer.cancel()
+        }
+      }
+      for (const one of agent.offers.received) {
+        const list = await listOf(one)
         signal.throwIfAborted()
         emit({ event: 'offer', offer: one.offer, device: one.device, name: nameOf(one.device), state: one.state, count: one.files, bytes: one.bytes, ...list === undefined ? {} : { files: list.files.map(({ path, size, id }) => ({ path: path.join('/'), size, id })), folders: list.folders.map(path => path.join('/')) } })
       }

@@ -162,7 +162,7 @@ export class Offers {
     if (!isPatient && peers.peer(device)?.link.connected !== true && !await store.asides.has(list, size)) throw new PatchcordError('unreachable', 'who sent the offer is not connected')
     // Whoever looks into the inbox does not wait for room.
     const full = new AbortController()
-    const isAside = await this.#fetch(device, list, size, new Set([list]), signal === undefined ? full.signal : AbortSignal.any([signal, full.signal]), event => {
+    const isAside = await this.#fetch(device, list, size, true, signal === undefined ? full.signal : AbortSignal.any([signal, full.signal]), event => {
       if (event.event === 'paused') full.abort(new PatchcordError('disk-full', 'no room is left on the disk for the list of the offer'))
     })
     const listed = await parseList(await readFile(isAside ? store.asides.path(list) : store.path(list), 'utf8'))
@@ -220,7 +220,7 @@ export class Offers {
       await this.#set(offer.offer, one => ({ ...goesOn ? one : anew, state: 'accepted', to }))
       onEvent({ event: 'accepted', offer: offer.offer })
       // Somebody else would learn from what is not asked of them what is here: they may offer what they do not have.
-      const isOwn = this.#agent.book.known.get(offer.device)?.relation === 'own'
+      const isOwn = this.#agent.book.isOwn(offer.device)
       const stored = isOwn ? await this.#agent.store.having(files) : new Set<ContentId>()
       const before = new Set(isOwn || offer.state === 'accepted' ? await this.#agent.store.asides.all() : [])
       const total = sumOf(files)
@@ -232,7 +232,7 @@ export class Offers {
       })
       await eachWithin(files, AT_ONCE, ({ size }) => size <= SMALL_MOST ? 1 : LARGE_COUNTS, async ({ id, size }) => {
         let had = 0
-        if (!stored.has(id) && await this.#fetch(offer.device, id, size, before, signal, event => {
+        if (!stored.has(id) && await this.#fetch(offer.device, id, size, before.has(id), signal, event => {
           if (event.event !== 'progress') onEvent(event)
           else {
             arrivals.add(id, event.done - had, event.sources)
@@ -299,13 +299,14 @@ export class Offers {
     const fresh: ReceivedOffer[] = [...new Map(offers.map(one => [one.offer, one])).values()].filter(({ offer }) => !known.has(offer)).map(offer => ({ ...offer, device, state: 'offered' }))
     const sent = this.sent.map(one => one.device === device && answered.has(one.offer) ? { ...one, answer: answered.get(one.offer) ?? one.answer } : one)
     // Once the sender has seen the answer it takes the offer away, and both forget it.
-    const received = this.received.filter(one => one.device !== device || standing.has(one.offer) || (one.state === 'accepted'))
-    if (fresh.length > 0 || received.length < this.received.length || sent.some((one, at) => one.answer !== this.sent[at]?.answer)) {
+    const isOver = (one: ReceivedOffer): boolean => one.device === device && !standing.has(one.offer) && one.state !== 'accepted'
+    const over = this.received.filter(isOver)
+    const received = this.received.filter(one => !isOver(one))
+    if (fresh.length > 0 || over.length > 0 || sent.some((one, at) => one.answer !== this.sent[at]?.answer)) {
       for (const one of sent) {
         if (one.answer !== this.sent.find(({ offer }) => offer === one.offer)?.answer) this.#agent.emit({ event: 'offer-answered', offer: one.offer, device, answer: one.answer })
       }
       const open = sent.filter(isOpen)
-      const over = this.received.filter(one => !received.includes(one))
       await this.#book.change(state => ({ ...state, sent: open, received: [...received, ...fresh] }))
       await this.#forgot(over)
       if (open.length < sent.length) this.flush(0)
@@ -341,11 +342,11 @@ export class Offers {
     }))
   }
 
-  /** Fetches a file from this device alone, to lie aside; false where somebody wants it in the store as well, where it is then. What `before` says lay
-   * there before is not fetched again. */
-  async #fetch (device: DeviceId, id: ContentId, size: number, before: ReadonlySet<ContentId>, signal: AbortSignal, onEvent: (event: DownloadEvent) => void): Promise<boolean> {
+  /** Fetches a file from this device alone, to lie aside; false where somebody wants it in the store as well, where it is then. It is not fetched again
+   * where it lies aside already and `mayBeHere`. */
+  async #fetch (device: DeviceId, id: ContentId, size: number, mayBeHere: boolean, signal: AbortSignal, onEvent: (event: DownloadEvent) => void): Promise<boolean> {
     const { store, peers, downloads } = this.#agent
-    if (before.has(id) && await store.asides.has(id, size)) return true
+    if (mayBeHere && await store.asides.has(id, size)) return true
     const sources = (): ReturnType<typeof sourceOf>[] => {
       const peer = peers.peer(device)
       return peer?.link.connected === true ? [sourceOf(peer)] : []

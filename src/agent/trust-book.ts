@@ -106,6 +106,8 @@ export class TrustBook {
   }
 
   get known (): ReadonlyMap<DeviceId, KnownDevice> { return this.#known }
+  /** Whether it is known, and of this person. */
+  isOwn (device: DeviceId): boolean { return this.#known.get(device)?.relation === 'own' }
   get accepted (): readonly Accepted[] { return this.#accepted }
 
   /** The devices that are refused, under the user CA that is ours now. */

@@ -52,9 +52,7 @@ export class LogSink {
     this.#timer = undefined
     if (this.#lost > 0) this.#text += `${JSON.stringify({ level: 40, time: Date.now(), msg: `${this.#lost} lines of this log are lost: they came faster than they were read` })}\n`
     this.#lost = 0
-    this.#writing = Buffer.from(this.#text)
-    this.#text = ''
-    unwritten.delete(this)
+    this.#writing = Buffer.from(this.#take())
     this.#isWriting = true
     this.#write()
   }
@@ -64,8 +62,7 @@ export class LogSink {
       if (error === null) this.#writing = this.#writing.subarray(bytes)
       else if (!isBusy(error)) {
         this.#isBroken = true
-        this.#text = ''
-        unwritten.delete(this)
+        this.#take()
         return
       }
       if (error !== null) setTimeout(() => { this.#write() }, PAUSE_MS).unref()
@@ -75,6 +72,13 @@ export class LogSink {
         if (this.#text !== '') this.#flush()
       }
     })
+  }
+
+  #take (): string {
+    const text = this.#text
+    this.#text = ''
+    unwritten.delete(this)
+    return text
   }
 
   /** The process ends: writes the last lines, once. What a thread still writes is its own. */
